@@ -24,6 +24,13 @@ class OublietteError(Exception):
         if retryable is not None:
             self.retryable = retryable
 
+    def as_json(self) -> dict[str, Any]:
+        """SHAPES' error object (what is inside ``error``)."""
+        shape: dict[str, Any] = {"code": self.code, "message": self.message, "retryable": self.retryable}
+        if self.hint:
+            shape["hint"] = self.hint
+        return shape
+
 
 @dataclass(frozen=True, slots=True)
 class Limit:
@@ -61,6 +68,18 @@ class RequestError(OublietteError):
         self.limit = limit
         self.candidates = candidates
         self.data = data
+
+    def as_json(self) -> dict[str, Any]:
+        shape = super().as_json()
+        if self.field is not None:
+            shape["field"] = self.field
+        if self.retry_after_ms is not None:
+            shape["retry_after_ms"] = self.retry_after_ms
+        if self.limit is not None:
+            shape["limit"] = {"name": self.limit.name, "limit": self.limit.limit, "used": self.limit.used}
+        if self.candidates is not None:
+            shape["candidates"] = self.candidates
+        return shape
 
 
 class ContainerError(OublietteError):

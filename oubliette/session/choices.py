@@ -1,0 +1,95 @@
+"""Which model and which limits a session gets: the order of precedence in one place. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from oubliette.config import Config
+from oubliette.core.model import Autonomy, Json, ProjectRow, Reasoning
+from oubliette.errors import RequestError
+
+SCRIPTED_ALIASES = frozenset({"scripted", "scripted-anthropic", "scripted-openai", "scripted-google"})
+"""Always there, never chosen unless asked for by name."""
+
+
+def choose_model(config: Config, project: ProjectRow, *asked: str | None) -> str:
+    """The alias to use: the first of ``asked`` (message, then spawn), then project, then the config's defaults,
+    then the only one there is.
+
+    Raises RequestError ``not_ready`` when no model is configured, ``invalid_argument`` for an unknown or refused alias.
+    """
+    known = config.models.models
+    candidates: Sequence[str | None] = (
+        *asked,
+        project.settings.get("model"),
+        config.defaults.agent.model,
+        config.models.defaults.session_model,
+        next(iter(known)) if len(known) == 1 else None,
+    )
+    alias = next((name for name in candidates if name), None)
+    if alias is None:
+        if not known:
+            raise RequestError(
+                "not_ready",
+                "No model is configured.",
+                hint='Add one to the config: "models": {"models": {"opus": {"model": "claude-opus-4-6", "provider": '
+                '"anthropic"}}}, or pass model "scripted" to try the built-in one.',
+            )
+        raise RequestError(
+            "not_ready",
+            f"Several models are configured ({', '.join(sorted(known))}) and none is the default.",
+            hint="Set models.defaults.session_model in the config, or pass model.",
+            field="model",
+        )
+    if alias not in known and alias not in SCRIPTED_ALIASES:
+        raise RequestError(
+            "invalid_argument",
+            f"There is no model {alias!r}.",
+            hint=f"Configured: {', '.join(sorted(known)) or 'none'}; built in: scripted.",
+            field="model",
+        )
+    allowed = project.settings.get("allowed_models")
+    if allowed and alias not in allowed:
+        raise RequestError(
+            "permission_denied",
+            f"The project does not allow the model {alias!r}.",
+            hint=f"Allowed: {', '.join(allowed)}.",
+            field="model",
+        )
+    return alias
+
+
+def choose_autonomy(config: Config, project: ProjectRow, *asked: Autonomy | None) -> Autonomy:
+    for value in (*asked, project.settings.get("autonomy"), config.defaults.agent.autonomy):
+        if value is not None:
+            return Autonomy(value)
+    return Autonomy.OFF
+
+
+def choose_reasoning(config: Config, project: ProjectRow, *asked: Reasoning | None) -> Reasoning:
+    for value in (*asked, project.settings.get("reasoning"), config.defaults.agent.reasoning):
+        if value is not None:
+            return Reasoning(value)
+    return Reasoning.MEDIUM
+
+
+def limits_of(config: Config, project: ProjectRow) -> Json:
+    """The limits of a new tree: the project's over the config's. ``turn_timeout_seconds`` among them."""
+    defaults = config.defaults.limits
+    own: dict[str, Any] = project.settings.get("limits") or {}
+    limits: Json = {}
+    for name in (
+        "max_recursion_depth",
+        "max_agents_per_session",
+        "max_cost_usd",
+        "max_cost_usd_per_day",
+        "max_tokens_per_session",
+        "max_active_sessions",
+    ):
+        value = own.get(name, getattr(defaults, name))
+        if value is not None:
+            limits[name] = value
+    minutes = own.get("turn_timeout_minutes", defaults.turn_timeout_minutes)
+    limits["turn_timeout_seconds"] = round(float(minutes) * 60)
+    return limits

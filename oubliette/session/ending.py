@@ -1,0 +1,50 @@
+"""Ending a subtree in three steps, so that its depth does not add up: see docs/architecture.md, "Ending".
+
+(1) One unit marks every session of it; from its commit nothing of them may start. (2) All their turns are told to stop
+at once, under one deadline. (3) Outcomes are written, leaves first, and the tasks are cancelled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Literal
+
+import structlog
+import trio
+
+from oubliette.session import units
+from oubliette.session.deps import Deps
+from oubliette.session.session import Session
+
+log = structlog.get_logger(__name__)
+
+REST_SECONDS = 10.0
+"""Step two in all: the abort's own deadline and the kill's (turn.py), side by side for every session."""
+
+
+async def end_subtree(
+    deps: Deps, live: Mapping[str, Session], session_id: str, how: Literal["completed", "cancelled"]
+) -> list[str]:
+    """End the session and all below it; returns the ids this call ended. Takes at most REST_SECONDS and two commits."""
+    taken = await deps.store.write(partial(units.mark_ending, session_id=session_id, how=how, at=deps.now()))
+    await finish(deps, live, [row.session_id for row in taken], session_id)
+    return [row.session_id for row in taken]
+
+
+async def finish(deps: Deps, live: Mapping[str, Session], ids: list[str], asked_id: str) -> None:
+    """Steps two and three for sessions whose rows say ``ending`` already (also after a restart)."""
+    tasks = [live[one] for one in ids if one in live]
+    for one in ids:
+        deps.cut_model(one)
+    for task in tasks:
+        task.begin_ending()
+    with trio.move_on_after(REST_SECONDS) as patience:
+        async with trio.open_nursery() as nursery:
+            for task in tasks:
+                nursery.start_soon(task.at_rest)
+    if patience.cancelled_caught:
+        log.warning("sessions did not come to rest in time", root=asked_id, sessions=len(ids))
+    await deps.store.write(partial(units.finish_sessions, ids=ids, at=deps.now(), asked_id=asked_id))
+    for task in tasks:
+        task.cancel("session ended")

@@ -1,0 +1,87 @@
+"""What an agent is told: the set-up of its session and the prompt of one turn, from rows."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from oubliette.agent.base import AgentSessionSpec, Prompt
+from oubliette.core.model import Autonomy, Json, ProjectRow, Reasoning, SessionRow, TurnRow
+from oubliette.errors import ContainerError, RequestError
+from oubliette.session.deps import Deps, ReadyContainer
+from oubliette.store import attachments, projects
+
+CONTEXT_DIRECTORY = "/state/context"
+
+
+async def _project(deps: Deps, row: SessionRow) -> ProjectRow:
+    project = await deps.store.read(partial(projects.get, project_id=row.project_id))
+    if project is None:
+        raise RequestError("not_found", "The project of this session is gone.")
+    return project
+
+
+def _effective(row: SessionRow, turn: TurnRow) -> Json:
+    """The session's settings under the message's."""
+    return {**row.settings, **turn.overrides}
+
+
+async def agent_session(deps: Deps, row: SessionRow, turn: TurnRow, directory: str) -> AgentSessionSpec:
+    """How the agent's session for this one is set up. Raises RequestError when the project is gone."""
+    project = await _project(deps, row)
+    settings = _effective(row, turn)
+    disabled = [*project.settings.get("disabled_tools", ()), *settings.get("tools_disallowed", ())]
+    return AgentSessionSpec(
+        title=row.title,
+        directory=directory,
+        autonomy=Autonomy(settings.get("autonomy", row.autonomy)),
+        tools_allowed=settings.get("tools_allowed"),
+        tools_disallowed=disabled,
+        protected_paths=project.settings.get("protected_paths", ()),
+        permissions=project.settings.get("permissions") or {},
+    )
+
+
+async def prompt(deps: Deps, row: SessionRow, turn: TurnRow, container: ReadyContainer, directory: str) -> Prompt:
+    """The prompt of one turn; the context of a session goes along with its first one as a file in the agent's state."""
+    settings = _effective(row, turn)
+    files = await deps.store.read(partial(attachments.for_turn, session_id=row.session_id, turn=turn.turn))
+    system = [_ABOUT.format(directory=directory)]
+    context = row.settings.get("context")
+    if context:
+        path = f"{CONTEXT_DIRECTORY}/{row.session_id}.md"
+        if turn.turn == 1:
+            await _leave(container, path, context)
+        system.append(f"Background for your task is in the file {path}; read it first.")
+    if settings.get("system"):
+        system.append(settings["system"])
+    return Prompt(
+        message_id=turn.agent_message_id or deps.message_id(),
+        text=turn.prompt,
+        model=settings.get("model", row.model),
+        system="\n\n".join(system),
+        attachments=files,
+        reasoning=Reasoning(settings.get("reasoning", row.reasoning)),
+        hidden_tools=tuple(settings.get("tools_disallowed", ())),
+    )
+
+
+async def _leave(container: ReadyContainer, path: str, text: str) -> None:
+    script = 'mkdir -p "$(dirname "$1")" && cat > "$1"'
+    result = await container.exec(
+        ["sh", "-c", script, "sh", path],
+        env={},
+        cwd="/",
+        stdin=text.encode(),
+        timeout_seconds=20,
+        max_output_bytes=4096,
+    )
+    if result.exit_code != 0:
+        raise ContainerError(
+            "The context file could not be written.", hint=result.stderr.decode(errors="replace")[:200]
+        )
+
+
+_ABOUT = (
+    "You work without a screen in a container of your own; your project is in {directory}. "
+    "Nobody watches while you work: finish the task, then say in a few sentences what you did and what is left."
+)

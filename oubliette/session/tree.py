@@ -1,0 +1,334 @@
+"""The tree of sessions: the one door through which everybody spawns, finds, messages and ends them."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Literal
+
+import structlog
+import trio
+
+from oubliette.core.model import (
+    Json,
+    Outcome,
+    Principal,
+    RequestKind,
+    RequestRow,
+    SessionRow,
+    session_id,
+)
+from oubliette.errors import RequestError
+from oubliette.session import ask_units, choices, ending, units, views, waiting
+from oubliette.session.deps import Deps
+from oubliette.session.requests import MessageArgs, SpawnArgs
+from oubliette.session.session import Session
+from oubliette.session.status import require_session
+from oubliette.store import projects, requests, sessions
+from oubliette.store.database import Tx
+
+log = structlog.get_logger(__name__)
+
+
+class SessionTree:
+    """All open sessions of this daemon, each a task: children inside their parent's, roots here."""
+
+    def __init__(
+        self,
+        deps: Deps,
+        *,
+        create_workspace: Callable[[Principal, str], Awaitable[str]],
+        room_on_disk: Callable[[], None],
+    ) -> None:
+        """``create_workspace(principal, project_id)`` returns the new workspace's id; ``room_on_disk`` raises
+        RequestError ``storage_full`` when the host's disk is too full for new turns."""
+        self._deps = deps
+        self._create_workspace = create_workspace
+        self._room_on_disk = room_on_disk
+        self._live: dict[str, Session] = {}
+        self._nursery: trio.Nursery | None = None
+        self._closing = False
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Host the tasks; first take up every open session that the rows know. Starting is recovering."""
+        async with trio.open_nursery() as self._nursery:
+            rows = await self._deps.store.read(sessions.open_all)
+            for row in sorted(rows, key=lambda r: r.depth):
+                self._start(row)
+            unfinished = [row.session_id for row in rows if row.ending is not None]
+            if unfinished:
+                self._nursery.start_soon(ending.finish, self._deps, self._live, unfinished, unfinished[0])
+            if rows:
+                log.info("sessions taken up", count=len(rows), ending=len(unfinished))
+            task_status.started()
+            await trio.sleep_forever()
+
+    def close(self) -> None:
+        """From now on nothing new is accepted (shutdown has begun)."""
+        self._closing = True
+
+    # --- tasks
+
+    def _start(self, row: SessionRow) -> None:
+        """Give a session its task. No checkpoint: after the commit of its row nothing comes between."""
+        if self._nursery is None:
+            raise RuntimeError("SessionTree.run is not running")
+        known = self._live.get(row.session_id)
+        if known is not None and known.takes_turns:
+            known.wake()
+            return
+        session = Session(self._deps, row.session_id)
+        self._live[row.session_id] = session
+        parent = self._live.get(row.parent_id) if row.parent_id and not row.detached else None
+        if parent is None and row.depth > 0:
+            parent = self._live.get(row.root_id)
+        if parent is not None and not parent.finished.is_set():
+            parent.adopt(session)
+        else:
+            self._nursery.start_soon(session.run, name=f"session {row.session_id}")
+        self._nursery.start_soon(self._forget, session)
+
+    async def _forget(self, session: Session) -> None:
+        await session.finished.wait()
+        if self._live.get(session.id) is session:
+            del self._live[session.id]
+
+    def _accepting(self) -> None:
+        if self._closing:
+            raise RequestError(
+                "unavailable", "The daemon is stopping.", hint="Try again when it is back.", retryable=True
+            )
+        self._room_on_disk()
+
+    # --- asking for work
+
+    async def spawn(self, principal: Principal, args: SpawnArgs) -> Json:
+        """A new session, or an idle one resumed. Answers as soon as it is durable; the rest comes up behind."""
+        self._accepting()
+        project_id = self._project_of(principal, args.project_id)
+        workspace_created = args.create_workspace
+        workspace_id = args.workspace_id
+        if workspace_created:
+            workspace_id = await self._create_workspace(principal, project_id)
+        with trio.CancelScope(shield=True):
+            accepted, result = await self._deps.store.write(
+                partial(
+                    self._spawn_unit,
+                    principal=principal,
+                    project_id=project_id,
+                    workspace_id=workspace_id,
+                    args=args,
+                    workspace_created=workspace_created,
+                )
+            )
+        self._start(accepted.row)
+        return result
+
+    def _spawn_unit(
+        self,
+        tx: Tx,
+        *,
+        principal: Principal,
+        project_id: str,
+        workspace_id: str | None,
+        args: SpawnArgs,
+        workspace_created: bool,
+    ) -> tuple[units.Accepted, Json]:
+        project = projects.get(tx, project_id)
+        if project is None:
+            raise RequestError("not_found", f"There is no project {project_id[:64]!r}.", field="project_id")
+        config, turn = self._deps.config, args.turn
+        at = self._deps.now()
+        new = units.NewSession(
+            session_id=session_id(at, self._deps.fresh_hex(8)),
+            project_id=project_id,
+            workspace_id=workspace_id or project.default_workspace_id,
+            principal=principal,
+            args=args,
+            model=choices.choose_model(config, project, turn.model),
+            autonomy=choices.choose_autonomy(config, project, turn.autonomy),
+            reasoning=choices.choose_reasoning(config, project, turn.reasoning),
+            limits={
+                **choices.limits_of(config, project),
+                **({"max_cost_usd": args.max_cost_usd} if args.max_cost_usd is not None else {}),
+            },
+            at=at,
+        )
+        accepted = replace(units.spawn(tx, new), workspace_created=workspace_created)
+        return accepted, views.spawn_result(tx, accepted)
+
+    def _project_of(self, principal: Principal, asked: str | None) -> str:
+        project_id = asked or principal.scope.project_id
+        if project_id is None:
+            raise RequestError("invalid_argument", "project_id is needed.", field="project_id")
+        return project_id
+
+    async def message(self, principal: Principal, args: MessageArgs) -> Json:
+        """One more turn for a session, durably queued when it is busy. Without a session_id: the one that fits the
+        place; several → ``ambiguous`` with candidates, none → a new one is spawned."""
+        self._accepting()
+        target = args.session_id
+        if target is None:
+            project_id = self._project_of(principal, args.project_id)
+            fitting = await self._deps.store.read(
+                partial(_open_in, project_id=project_id, workspace_id=args.workspace_id)
+            )
+            if not fitting:
+                spawn = SpawnArgs(args.turn, project_id, args.workspace_id, new_session=True)
+                return await self.spawn(principal, spawn)
+            if len(fitting) > 1:
+                raise RequestError(
+                    "ambiguous",
+                    f"{len(fitting)} sessions are open there.",
+                    hint="Name one with session_id.",
+                    candidates=fitting[:20],
+                    field="session_id",
+                )
+            target = fitting[0]
+        with trio.CancelScope(shield=True):
+            accepted, result = await self._deps.store.write(
+                partial(self._message_unit, principal=principal, session_id=target, args=args)
+            )
+        self._start(accepted.row)
+        if args.delivery == "interrupt":
+            self._stop_turn(target)
+        return result
+
+    def _message_unit(
+        self, tx: Tx, *, principal: Principal, session_id: str, args: MessageArgs
+    ) -> tuple[units.Accepted, Json]:
+        row = require_session(tx, session_id)
+        if args.turn.model is not None:
+            project = projects.get(tx, row.project_id)
+            if project is not None:
+                choices.choose_model(self._deps.config, project, args.turn.model)
+        accepted = units.enqueue(tx, session_id, args.turn, principal, self._deps.now())
+        return accepted, views.spawn_result(tx, accepted)
+
+    # --- following
+
+    async def wait(
+        self, principal: Principal, session_ids: Sequence[str], any_one: bool, timeout_seconds: float
+    ) -> Json:
+        """Each session once it is settled or waits for somebody; a time-out is a result."""
+        return await waiting.wait(self._deps, session_ids, any_one=any_one, timeout_seconds=timeout_seconds)
+
+    # --- stopping
+
+    def _stop_turn(self, one: str) -> bool:
+        session = self._live.get(one)
+        return session is not None and session.stop_turn(Outcome.CANCELLED, kill=False)
+
+    async def interrupt(self, principal: Principal, session_id: str) -> Json:
+        """Stop the running turn; the session stays and takes its next message."""
+        stopped = self._stop_turn(session_id)
+        row = await self._deps.store.read(partial(require_session, session_id=session_id))
+        return {
+            "session_id": session_id,
+            "status": str(row.status),
+            "interrupted": stopped,
+            "next": f"session wait session_ids={views.quoted([session_id])}",
+        }
+
+    async def end(self, principal: Principal, session_id: str, how: Literal["completed", "cancelled"]) -> Json:
+        """End the session and all below it, children first. Ending one that has ended is fine."""
+        await self._deps.store.read(partial(require_session, session_id=session_id))
+        ended = await self._in_background(
+            partial(ending.end_subtree, self._deps, self._live, session_id, how), name=f"end {session_id}"
+        )
+        row = await self._deps.store.read(partial(require_session, session_id=session_id))
+        return {"session_id": session_id, "status": str(row.status), "ended": ended}
+
+    async def end_project(self, project_id: str) -> None:
+        """End everything that is open in a project (it is being deleted)."""
+        for one in await self._deps.store.read(partial(_open_roots_in, project_id=project_id)):
+            await self._in_background(
+                partial(ending.end_subtree, self._deps, self._live, one, "cancelled"), name=f"end {one}"
+            )
+
+    async def _in_background(self, work: Callable[[], Awaitable[list[str]]], name: str) -> list[str]:
+        """Run ``work`` in the tree's own nursery: a caller that leaves does not leave it half done."""
+        if self._nursery is None:
+            raise RuntimeError("SessionTree.run is not running")
+        done = trio.Event()
+        results: list[list[str]] = []
+
+        async def task() -> None:
+            try:
+                results.append(await work())
+            except Exception:
+                log.exception("background work failed", what=name)
+            finally:
+                done.set()
+
+        self._nursery.start_soon(task, name=name)
+        await done.wait()
+        if not results:
+            raise RequestError("internal", f"Could not {name}.", hint="The daemon's log has the details.")
+        return results[0]
+
+    # --- asks
+
+    async def answer(
+        self,
+        principal: Principal,
+        request_id: str,
+        reply: str | None,
+        answers: dict[str, list[str]] | None,
+        message: str | None = None,
+    ) -> Json:
+        """Settle an ask of an agent. One winner: the loser gets ``accepted: false`` and who won."""
+        request = await self._deps.store.read(partial(_request, request_id=request_id))
+        resolution: Json = {"accepted": True, "how": "answered", "by": principal.as_json()}
+        if request.kind is RequestKind.PERMISSION:
+            if reply not in ("once", "always", "reject"):
+                raise RequestError("invalid_argument", "reply is one of once, always, reject.", field="reply")
+            resolution["reply"] = reply
+        elif request.kind is RequestKind.QUESTION:
+            if reply == "reject":
+                resolution["reply"] = "reject"
+            elif not answers:
+                raise RequestError("invalid_argument", "answers are needed, or reply reject.", field="answers")
+            else:
+                resolution["answers"] = answers
+        else:
+            raise RequestError(
+                "invalid_argument",
+                "That is a caller tool's call.",
+                hint="Use caller_tool_response.",
+                field="request_id",
+            )
+        if message is not None:
+            resolution["message"] = message
+        with trio.CancelScope(shield=True):
+            won, row = await self._deps.store.write(
+                partial(ask_units.resolve_request, request_id=request_id, resolution=resolution, at=self._deps.now())
+            )
+            if won:
+                session = self._live.get(row.session_id)
+                if session is not None:
+                    with trio.move_on_after(10):
+                        await session.reply(row, resolution)
+        return {**(row.resolution or {}), "accepted": won, "session_id": row.session_id}
+
+
+def _request(tx: Tx, request_id: str) -> RequestRow:
+    row = requests.get(tx, request_id)
+    if row is None:
+        raise RequestError("not_found", f"There is no request {request_id[:64]!r}.", field="request_id")
+    return row
+
+
+def _open_in(tx: Tx, project_id: str, workspace_id: str | None) -> list[str]:
+    """Open root sessions of a place, newest first."""
+    project = projects.get(tx, project_id)
+    if project is None:
+        raise RequestError("not_found", f"There is no project {project_id[:64]!r}.", field="project_id")
+    rows, _ = sessions.list_page(tx, project_id=project_id, workspace_id=workspace_id, status="open", limit=100)
+    return [row.session_id for row in rows if row.depth == 0]
+
+
+def _open_roots_in(tx: Tx, project_id: str) -> list[str]:
+    rows = sessions.open_all(tx)
+    return [row.session_id for row in rows if row.project_id == project_id and row.parent_id is None]

@@ -61,7 +61,9 @@ class Engine:
                 raise EngineProblem(f"{method} {path}: {error}") from error
         return dict(json.loads(text)) if text.strip() else {}
 
-    def lines(self, method: str, path: str, *, timeout: float, body: BinaryIO | None = None) -> Iterator[dict[str, Any]]:
+    def lines(
+        self, method: str, path: str, *, timeout: float, body: BinaryIO | None = None
+    ) -> Iterator[dict[str, Any]]:
         """A call answered by JSON lines; a line with ``error`` raises EngineProblem."""
         with self._call(method, path, body, timeout) as answer:
             while True:

@@ -24,7 +24,8 @@ MAX_FILE_BYTES = 1 << 20
 MAX_INCLUDED_BYTES = 64 << 10
 
 _TOKEN = re.compile(
-    r"""//[^\n]* | /\*.*?\*/ | "(?:\\.|[^"\\])*" | '(?:\\.|[^'\\])*' | [{}\[\],:] | [^\s{}\[\],:"'/]+""", re.S | re.X
+    r"""//[^\n]* | /\*.*?\*/ | "(?:\\.|[^"\\])*" | '(?:\\.|[^'\\])*' | [{}\[\],:] | [^\s{}\[\],:"'/]+""",
+    re.DOTALL | re.VERBOSE,
 )
 _PLACEHOLDER = re.compile(r"(?P<escaped>\$\$\{)|\$\{(?P<env>[^{}]*)\}|\{file:(?P<file>[^{}]+)\}")
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -117,10 +118,10 @@ def _places(text: str) -> Iterator[tuple[Location, int]]:
     open_brackets: list[str] = []
     awaits = "value"  # or "key", or "end": what follows a value
     for match in _TOKEN.finditer(text):
-        token = match.group()
-        if token.startswith(("//", "/*")) or token == ":":
+        lexeme = match.group()
+        if lexeme.startswith(("//", "/*")) or lexeme == ":":
             continue
-        if token == ",":
+        if lexeme == ",":
             if open_brackets[-1] == "[":
                 index = where.pop()
                 where.append(index + 1 if isinstance(index, int) else index)
@@ -128,30 +129,30 @@ def _places(text: str) -> Iterator[tuple[Location, int]]:
             else:
                 where.pop()
                 awaits = "key"
-        elif token in {"}", "]"}:
+        elif lexeme in {"}", "]"}:
             if open_brackets.pop() == "[" or awaits != "key":
                 where.pop()
             awaits = "end"
         elif awaits == "key":
-            where.append(_key(token))
+            where.append(_key(lexeme))
             yield tuple(where), match.start()
             awaits = "value"
         else:
             if where and open_brackets[-1] == "[":
                 yield tuple(where), match.start()
             awaits = "end"
-            if token in {"{", "["}:
-                open_brackets.append(token)
-                awaits = "key" if token == "{" else "value"
-                if token == "[":
+            if lexeme in {"{", "["}:
+                open_brackets.append(lexeme)
+                awaits = "key" if lexeme == "{" else "value"
+                if lexeme == "[":
                     where.append(0)
 
 
-def _key(token: str) -> str:
-    """The key that a token of a valid text spells; quoted or bare."""
-    if token[0] in "\"'":
-        return token[1:-1] if "\\" not in token else str(json5.loads(token))
-    return token
+def _key(lexeme: str) -> str:
+    """The key that a lexeme of a valid text spells; quoted or bare."""
+    if lexeme[0] in "\"'":
+        return lexeme[1:-1] if "\\" not in lexeme else str(json5.loads(lexeme))
+    return lexeme
 
 
 def expand(document: Document, env: Mapping[str, str]) -> None:

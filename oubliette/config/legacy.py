@@ -6,12 +6,13 @@ Accepted for two minor versions: until 0.3.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from oubliette.config.document import Document, Expanded, Location, dotted
 
-AUTONOMY = {"full": "off", "semi": "medium", "auto-high": "off", "auto-medium": "high", "auto-low": "medium"}
-"""The old words and what asks as much today: there, ``full`` and ``auto-high`` asked nothing."""
+AUTONOMY = {"full": "off", "semi": "medium", "auto-high": "high", "auto-medium": "medium", "auto-low": "low"}
+"""The old words and what asks as much today: ``full`` asked nothing."""
 
 _DROPPED: dict[Location, str] = {
     ("server", "agent_runtime"): "the agent is OpenCode",
@@ -34,6 +35,9 @@ _EMPTY_MEANS_ABSENT: tuple[Location, ...] = (
 )
 
 
+Warn = Callable[[Location, str], None]
+
+
 def modernise(document: Document) -> list[str]:
     """Bring old keys up to date in ``document.tree``; returns one warning for each."""
     warnings: list[str] = []
@@ -53,7 +57,7 @@ def modernise(document: Document) -> list[str]:
             _take(document.tree, old)
             document.moved(old, new)
             warn(old, f"is now {dotted(new)}")
-            _section(document.tree, new[:-1]).setdefault(new[-1], value)
+            _section(document.tree, new[:-1]).setdefault(str(new[-1]), value)
     _autonomy(document, warn)
     _model_keys(document, warn)
     _empty_credentials(document, warn)
@@ -86,10 +90,12 @@ def _section(tree: dict[str, Any], where: Location) -> dict[str, Any]:
 
 def _objects(tree: Any, where: Location) -> list[tuple[str, dict[str, Any]]]:
     section = _get(tree, where)
-    return [(name, item) for name, item in section.items() if isinstance(item, dict)] if isinstance(section, dict) else []
+    return (
+        [(name, item) for name, item in section.items() if isinstance(item, dict)] if isinstance(section, dict) else []
+    )
 
 
-def _autonomy(document: Document, warn: Any) -> None:
+def _autonomy(document: Document, warn: Warn) -> None:
     where: Location = ("defaults", "agent", "autonomy")
     value = _get(document.tree, where)
     if isinstance(value, str) and value in AUTONOMY:
@@ -97,7 +103,7 @@ def _autonomy(document: Document, warn: Any) -> None:
         warn(where, f'"{value}" is now "{AUTONOMY[value]}"')
 
 
-def _model_keys(document: Document, warn: Any) -> None:
+def _model_keys(document: Document, warn: Warn) -> None:
     """``apiKey`` of a model becomes a credential of its own."""
     for alias, model in _objects(document.tree, ("models", "models")):
         if "apiKey" not in model:
@@ -114,10 +120,10 @@ def _model_keys(document: Document, warn: Any) -> None:
         _section(document.tree, target)[name] = credential | {"api_key": key}
         document.moved(where, (*target, name))
         model["provider"] = name
-        warn(where, f"is now credentials.providers.credentials.{name}.api_key, with \"provider\": \"{name}\" here")
+        warn(where, f'is now credentials.providers.credentials.{name}.api_key, with "provider": "{name}" here')
 
 
-def _empty_credentials(document: Document, warn: Any) -> None:
+def _empty_credentials(document: Document, warn: Warn) -> None:
     """The old ``init`` wrote credentials with an empty key; they are the same as none."""
     for kind, secret in (("providers", "api_key"), ("github", "token")):
         root: Location = ("credentials", kind)
@@ -130,7 +136,7 @@ def _empty_credentials(document: Document, warn: Any) -> None:
                     _take(document.tree, (*root, "default"))
 
 
-def _mcp_servers(document: Document, warn: Any) -> None:
+def _mcp_servers(document: Document, warn: Warn) -> None:
     """``stdio`` and ``http`` are ``local`` and ``remote`` now; the old client's own entry goes."""
     root: Location = ("defaults", "agent", "mcp_servers")
     for name, server in _objects(document.tree, root):
@@ -153,7 +159,7 @@ def _mcp_servers(document: Document, warn: Any) -> None:
         warn(where, f"is written differently now: {', '.join(changed)}")
 
 
-def _container_type(document: Document, warn: Any) -> None:
+def _container_type(document: Document, warn: Warn) -> None:
     """``defaults.container.type`` could be an image's name."""
     where: Location = ("defaults", "container", "type")
     value = _get(document.tree, where)

@@ -10,6 +10,8 @@ from oubliette.config.section import Count, Name, NotNegative, Section, Url
 
 ProviderKind = Literal["anthropic", "openai", "google", "openai-compatible", "scripted"]
 PROVIDER_KINDS: tuple[str, ...] = ("anthropic", "openai", "google", "openai-compatible", "scripted")
+BUILT_IN_MODELS: tuple[str, ...] = ("scripted", "scripted-anthropic", "scripted-openai", "scripted-google")
+"""Aliases that are always there and never the default."""
 
 
 class ProviderCredential(Section):

@@ -8,7 +8,8 @@ from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema
 
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", re.I)
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
+_SIZE_SCHEMA = "^[0-9.]+ ?[kKmMgGtT]?([iI]?[bB])?$"
 _UNITS = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -36,7 +37,7 @@ Size = Annotated[
     BeforeValidator(parse_size),
     Field(gt=0),
     PlainSerializer(format_size, when_used="json"),
-    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1}, {"type": "string", "pattern": "^[0-9.]+ ?[kKmMgGtT]?(i?[bB])?$"}]}),
+    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1}, {"type": "string", "pattern": _SIZE_SCHEMA}]}),
 ]
 """A number of bytes; text such as ``"4g"`` is read."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from oubliette.agent.base import AgentSessionSpec, Prompt
+from oubliette.agent.base import AgentSessionSpec, Attachment, Prompt
 from oubliette.core.model import Autonomy, Json, ProjectRow, Reasoning, SessionRow, TurnRow
 from oubliette.errors import ContainerError, RequestError
 from oubliette.session.deps import Deps, ReadyContainer
@@ -59,7 +59,7 @@ async def prompt(deps: Deps, row: SessionRow, turn: TurnRow, container: ReadyCon
         text=turn.prompt,
         model=settings.get("model", row.model),
         system="\n\n".join(system),
-        attachments=files,
+        attachments=[Attachment(one.filename, one.content_type, one.data) for one in files],
         reasoning=Reasoning(settings.get("reasoning", row.reasoning)),
         hidden_tools=tuple(settings.get("tools_disallowed", ())),
     )

@@ -30,6 +30,7 @@ from oubliette.session.ask_units import resolve_request
 from oubliette.session.requests import SpawnArgs, TurnArgs
 from oubliette.session.status import require_session, set_status
 from oubliette.store import attachments, events, model_requests, projects, requests, sessions, turns, workspaces
+from oubliette.store.attachments import AttachmentRow
 from oubliette.store.database import Tx
 
 MAX_QUEUED = 50
@@ -77,7 +78,7 @@ def spawn(tx: Tx, new: NewSession) -> Accepted:
         raise RequestError("conflict", f"The workspace is {workspace.state}.", field="workspace_id")
     args = new.args
     if not args.new_session and args.parent_id is None and args.external_id is None:
-        found = sessions.resumable(tx, new.workspace_id, new.principal.as_json(), str(new.principal.scope))
+        found = sessions.resumable(tx, new.workspace_id, str(new.principal.scope))
         if found is not None:
             accepted = enqueue(tx, found.session_id, args.turn, new.principal, new.at)
             return replace(accepted, resumed=True)
@@ -198,7 +199,8 @@ def enqueue(
         overrides=overrides if overrides is not None else overrides_of(args),
     )
     turns.insert(tx, turn)
-    attachments.insert(tx, session_id, number, args.attachments)
+    files = [AttachmentRow(one.filename, one.content_type, one.data) for one in args.attachments]
+    attachments.insert(tx, session_id, number, files)
     sessions.update(tx, session_id, turn=number, updated_at=at)
     body: Json = {"role": "user", "text": args.message}
     if args.request_key is not None:

@@ -1,5 +1,7 @@
 """Between rows of a table and the frozen dataclasses of ``core.model``, driven by the dataclass's own types."""
 
+# ruff: noqa: S608  # statements are put together from constants and column names; values are always bound
+
 from __future__ import annotations
 
 import json
@@ -8,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from functools import lru_cache
+from functools import cache
 from typing import Any, Generic, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from oubliette.store.database import Tx
@@ -123,7 +125,7 @@ def _optional(encode: _Convert) -> _Convert:
     return lambda value: None if value is None else encode(value)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _enum_codec(kind: type[StrEnum]) -> tuple[_Convert, _Convert]:
     members = {member.value: member for member in kind}
     return _optional(lambda value: kind(value).value), members.__getitem__

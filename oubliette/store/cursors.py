@@ -36,7 +36,9 @@ def decode(cursor: str, filters: object, kinds: Sequence[type]) -> list[Any]:
     if not isinstance(parts, list) or len(parts) != len(kinds) + 1 or parts[0] != _digest(filters):
         raise refused
     for part, kind in zip(parts[1:], kinds, strict=True):
-        if type(part) is not kind or (kind is int and not -(2**63) <= part < 2**63):
+        if type(part) is not kind:
+            raise refused
+        if isinstance(part, int) and not -(2**63) <= part < 2**63:
             raise refused
         if isinstance(part, str) and any("\ud800" <= char <= "\udfff" for char in part):
             raise refused

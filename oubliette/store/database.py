@@ -208,18 +208,17 @@ class Store:
                 self._run_unit(job)
             db.execute("COMMIT")
         except apsw.Error as error:
-            failure = _translated("commit to the store", error)
-            failure.__cause__ = error
             for job in batch:
-                job.error = job.error or failure
+                job.error = job.error or _caused("commit to the store", error)
                 job.effects.clear()
-            if isinstance(error, (apsw.CorruptError, apsw.NotADBError)):
-                self._broken = failure
+            unusable = isinstance(error, (apsw.CorruptError, apsw.NotADBError))
             try:
                 if db.in_transaction:
                     db.execute("ROLLBACK")
             except apsw.Error:
-                self._broken = failure
+                unusable = True
+            if unusable:
+                self._broken = _caused("commit to the store", error)
 
     def _run_unit(self, job: _Job) -> None:
         db = self._db
@@ -227,11 +226,7 @@ class Store:
         try:
             job.result = job.unit(Tx(db, self._columns, job.effects))
         except Exception as error:  # noqa: BLE001  # handed to the caller, whatever it is
-            if isinstance(error, apsw.Error):
-                job.error = _translated("write to the store", error)
-                job.error.__cause__ = error
-            else:
-                job.error = error
+            job.error = _caused("write to the store", error) if isinstance(error, apsw.Error) else error
             job.effects.clear()
             # Raises when SQLite has already rolled everything back (disk full): then the whole batch fails.
             db.execute("ROLLBACK TO unit")
@@ -298,6 +293,13 @@ async def open_store(path: Path, *, publish: Publish, synchronous: str = "FULL")
     finally:
         with trio.CancelScope(shield=True):
             await trio.to_thread.run_sync(store.close)
+
+
+def _caused(operation: str, error: apsw.Error) -> StoreError:
+    """One for each caller: an exception raised in two tasks collects both tracebacks."""
+    failure = _translated(operation, error)
+    failure.__cause__ = error
+    return failure
 
 
 def _translated(operation: str, error: apsw.Error) -> StoreError:

@@ -185,6 +185,17 @@ CREATE TABLE turns (
 ) STRICT;
 CREATE INDEX turns_unfinished ON turns (session_id, status, turn) WHERE status <> 'done';
 
+CREATE TABLE attachments (
+  session_id TEXT NOT NULL,
+  turn INTEGER NOT NULL,
+  position INTEGER NOT NULL,
+  filename TEXT NOT NULL,
+  content_type TEXT NOT NULL,
+  data BLOB NOT NULL,
+  PRIMARY KEY (session_id, turn, position),
+  FOREIGN KEY (session_id, turn) REFERENCES turns (session_id, turn) ON DELETE CASCADE
+) STRICT;
+
 CREATE TABLE requests (
   request_id TEXT PRIMARY KEY,
   session_id TEXT NOT NULL REFERENCES sessions (session_id) ON DELETE CASCADE,

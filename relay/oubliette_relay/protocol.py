@@ -241,6 +241,8 @@ class ProcessState:
     serial: int
     pid: int
     running: bool
+    settled: bool = False
+    """It has ended and its end was dealt with; what follows is known only then."""
     code: int = 0
     signal: int = 0
     stderr: str = ""

@@ -1,0 +1,283 @@
+"""One table of everything a caller can do: the tools, their schemas, and the one way in which an action runs.
+
+Order of a call: arguments are checked, the target's project is looked up, the permission table is asked, then the
+handler runs. What a caller may not see does not exist for it. A handler never answers to the wire: it returns the
+result object, and every door renders the same ``Outcome`` of it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+import structlog
+import trio
+from pydantic import BaseModel
+
+from oubliette.api import errors
+from oubliette.api.metrics import CALL_SECONDS, CALLS
+from oubliette.api.shared import Shared
+from oubliette.api.tools import arguments, reply
+from oubliette.api.tools.fields import Args, WriteArgs, invalid, shown
+from oubliette.api.tools.gate import NOWHERE, Place, Target, locate
+from oubliette.api.tools.schema import ToolSchema, input_schema, output_schema, usable
+from oubliette.core import access
+from oubliette.core.limits import RESULT_CHARACTERS
+from oubliette.core.model import Json, Principal
+from oubliette.errors import RequestError
+
+log = structlog.get_logger(__name__)
+Progress = Callable[[float, float | None, str], Awaitable[None]]
+
+EFFECT_SECONDS: Final = 60
+"""A keyed write goes on for so long after its caller has left, so that its retry finds the first result."""
+READ_SUFFIX: Final = "_read"
+_ARGUMENT_SPELLINGS: Final[Mapping[str, str]] = {"prompt": "message"}
+"""Argument names that are understood and not listed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call as its handler sees it. ``progress`` is None when the caller did not ask for it."""
+
+    shared: Shared
+    principal: Principal
+    request_id: str
+    progress: Progress | None = None
+    place: Place = NOWHERE
+
+    @property
+    def project_id(self) -> str:
+        """The project that the call is about. RequestError: none was named and the principal has none of its own."""
+        if self.place.project_id is None:
+            raise RequestError("invalid_argument", "project_id is needed.", field="project_id")
+        return self.place.project_id
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """One row of the table.
+
+    ``settle`` waits for work that goes on behind the answer; it may be cancelled freely. ``prose`` None: the text is
+    the compact JSON. ``page`` names the argument that asks for fewer items when a result is too long, and ``items``
+    the member that holds them.
+    """
+
+    tool: str
+    name: str
+    args: type[Args]
+    run: Callable[[Call, Any], Awaitable[Json]]
+    target: Target = Target.NONE
+    settle: Callable[[Call, Any, Json], Awaitable[Json]] | None = None
+    prose: Callable[[Json], str] | None = None
+    page: str | None = None
+    items: str = ""
+
+    @property
+    def key(self) -> str:
+        """Its name in the permission table."""
+        return f"{self.tool}.{self.name}" if self.name else self.tool
+
+    @property
+    def writes(self) -> bool:
+        return issubclass(self.args, WriteArgs)
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A noun: what it is for, and what its results may hold."""
+
+    name: str
+    doc: str
+    results: Sequence[type[BaseModel] | Mapping[str, Json]]
+    actions: Sequence[Action]
+    implied: Mapping[str, str] = field(default_factory=dict)
+    """Argument whose presence names the action when ``action`` is missing."""
+    destructive: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The answer to a call, the same at every door. ``code`` is set for errors."""
+
+    data: Json
+    text: str
+    code: str | None = None
+
+    @property
+    def is_error(self) -> bool:
+        return self.code is not None
+
+
+class Registry:
+    """The table. Raises LookupError for an action that the permission table does not know."""
+
+    def __init__(self, tools: Iterable[Tool]) -> None:
+        self._tools = {tool.name: tool for tool in tools}
+        for tool in self._tools.values():
+            for action in tool.actions:
+                access.require_known(action.key)
+        self._listed: dict[tuple[object, ...], Sequence[ToolSchema]] = {}
+
+    @property
+    def all(self) -> Sequence[Tool]:
+        return list(self._tools.values())
+
+    # --- what there is
+
+    def tools(self, principal: Principal, *, split: bool = False) -> Sequence[ToolSchema]:
+        """The tools, actions and parameters that the principal can use. ``split``: reads and writes apart."""
+        audience = (principal.kind == "session", principal.scope.kind, principal.scope.read_only, split)
+        if audience not in self._listed:
+            self._listed[audience] = list(self._list(principal, split))
+        return self._listed[audience]
+
+    def _list(self, principal: Principal, split: bool) -> Iterable[ToolSchema]:
+        for tool in self._tools.values():
+            mine = [action for action in tool.actions if access.may_ever(principal, action.key)]
+            groups = {tool.name: mine}
+            if split and any(action.writes for action in mine):
+                groups = {
+                    tool.name: [action for action in mine if action.writes],
+                    tool.name + READ_SUFFIX: [action for action in mine if not action.writes],
+                }
+            for name, actions in groups.items():
+                if actions:
+                    writes = any(action.writes for action in actions)
+                    yield ToolSchema(
+                        name=name,
+                        description=tool.doc,
+                        input=input_schema(actions, principal),
+                        output=output_schema(tool.results),
+                        read_only=not writes,
+                        destructive=writes and tool.destructive,
+                    )
+
+    # --- doing it
+
+    async def call(self, call: Call, tool_name: str, raw: object) -> Outcome:
+        """Run one call to its end. Never raises but for cancellation: every failure is an Outcome."""
+        started = time.monotonic()
+        key = "unknown"
+        try:
+            action, args = self._parse(call.principal, tool_name, raw)
+            key = action.key
+            outcome = await self._run(call, action, args)
+        except RequestError as error:
+            outcome = failure(error, call.request_id)
+            if error.code == "permission_denied" and key != "unknown":
+                call.shared.audit(call.principal, key, None, error.code, call.request_id)
+        except Exception as error:  # noqa: BLE001 - the handler boundary: nothing a handler does ends the daemon
+            log.exception("call failed", action=key, request_id=call.request_id)
+            outcome = failure(error, call.request_id)
+        seconds = time.monotonic() - started
+        code = outcome.code or "ok"
+        CALLS.labels(action=key, code=code).inc()
+        CALL_SECONDS.labels(action=key).observe(seconds)
+        log.info(
+            "call",
+            action=key,
+            code=code,
+            ms=round(seconds * 1000),
+            principal=call.principal.id,
+            request_id=call.request_id,
+        )
+        return outcome
+
+    def _parse(self, principal: Principal, tool_name: str, raw: object) -> tuple[Action, Args]:
+        tool = self._tools.get(tool_name)
+        reads_only = tool is None and tool_name.endswith(READ_SUFFIX)
+        if reads_only:
+            tool = self._tools.get(tool_name.removesuffix(READ_SUFFIX))
+        actions = [a for a in tool.actions if access.may_ever(principal, a.key)] if tool else []
+        if reads_only:
+            actions = [action for action in actions if not action.writes]
+        if tool is None or not actions:
+            names = ", ".join(schema.name for schema in self.tools(principal))
+            raise RequestError(
+                "unknown_action", f"There is no tool {shown(tool_name)}.", hint=f"Tools: {names}." if names else ""
+            )
+        given = arguments.as_arguments(raw)
+        action = _meant(tool, actions, given)
+        for old, new in _ARGUMENT_SPELLINGS.items():
+            if old in given and old not in action.args.model_fields and new in action.args.model_fields:
+                value = given.pop(old)
+                given.setdefault(new, value)
+        specs = arguments.field_specs(action.args)
+        for name in given:
+            only = specs[name].only if name in specs else None
+            if not usable(only, principal):
+                raise RequestError(
+                    "permission_denied",
+                    f"{name} is not for this principal ({principal.scope}).",
+                    field=name,
+                    hint="It needs an admin token." if only == "admin" else "",
+                )
+        return action, arguments.parse(tool.name, action.name, action.args, given)
+
+    async def _run(self, call: Call, action: Action, args: Args) -> Outcome:
+        place = await locate(call.shared.services, call.principal, action.key, action.target, args)
+        call = replace(call, place=place)
+        data = await (self._write(call, action, args) if isinstance(args, WriteArgs) else action.run(call, args))
+        if action.settle is not None:
+            data = {**await action.settle(call, args, data), **_deduplicated(data)}
+        data = await self._sized(call, action, args, data)
+        as_json = action.prose is None or call.principal.kind == "session"
+        text = reply.compact(data) if as_json or action.prose is None else action.prose(data)
+        return Outcome(data, reply.cut_text(text, args.max_chars))
+
+    async def _write(self, call: Call, action: Action, args: WriteArgs) -> Json:
+        async def effect() -> Json:
+            done = await action.run(call, args)
+            call.shared.audit(call.principal, action.key, call.place.target, "ok", call.request_id)
+            return done
+
+        if args.request_key is None:
+            return await effect()
+        with trio.move_on_after(EFFECT_SECONDS, shield=True):
+            return await call.shared.keys.once(call.principal, action.tool, action.name, args, effect)
+        raise RequestError("timed_out", f"{action.key} took longer than {EFFECT_SECONDS} s.", retryable=True)
+
+    async def _sized(self, call: Call, action: Action, args: Args, data: Json) -> Json:
+        """The result within ``max_chars``: lists hold fewer items, then what is still too long is cut."""
+        size = len(reply.compact(data))
+        if action.page is not None:
+            items = len(data.get(action.items, ()))
+            while size > args.max_chars and items > 1:
+                items = max(1, min(items - 1, items * args.max_chars // size))
+                data = await action.run(call, args.model_copy(update={action.page: items}))
+                size = len(reply.compact(data))
+        return reply.fit(data, args.max_chars)
+
+
+def _meant(tool: Tool, actions: Sequence[Action], given: dict[str, Any]) -> Action:
+    """Which action is meant; takes ``action`` out of ``given``."""
+    if not actions[0].name:
+        return actions[0]
+    names = ", ".join(action.name for action in actions)
+    named = given.pop("action", None)
+    if named is None:
+        named = next((name for argument, name in tool.implied.items() if argument in given), None)
+    if named is None:
+        raise invalid("action", f"is needed: one of {names}")
+    if not isinstance(named, str):
+        raise invalid("action", f"must be a string: one of {names}")
+    action = next((action for action in actions if action.name == named), None)
+    if action is None:
+        raise RequestError(
+            "unknown_action", f"{tool.name} has no action {shown(named)}.", field="action", hint=f"Actions: {names}."
+        )
+    return action
+
+
+def _deduplicated(data: Json) -> Json:
+    return {"deduplicated": True} if data.get("deduplicated") else {}
+
+
+def failure(error: Exception, request_id: str) -> Outcome:
+    """An error as the answer to a call; it fits every output schema."""
+    shape = errors.error_shape(error, request_id)
+    shape = reply.fit(shape, RESULT_CHARACTERS)
+    return Outcome({"error": shape}, reply.cut_text(errors.error_text(shape), RESULT_CHARACTERS), shape["code"])

@@ -1,0 +1,287 @@
+"""The Engine HTTP API as calls on Trio: where the engine is, which version is spoken, deadlines, errors of ours.
+
+One short-lived client per call: a pooled httpx connection that is cancelled at the wrong moment is lost for good
+(lab: ``httpx_pool_leak_under_cancel``), and a new one costs a millisecond.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import ssl
+from collections.abc import AsyncIterable, AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import trio
+
+from oubliette.errors import EngineError, RuntimeUnavailable
+
+OLDEST_API = (1, 41)
+"""Docker Engine 20.10."""
+NEWEST_API = (1, 51)
+"""The newest version whose changes were read; an engine that knows more is spoken to at this one."""
+
+CALL_SECONDS = 30.0
+CONNECT_SECONDS = 5.0
+READ_BYTES = 1 << 16
+LONGEST_LINE_BYTES = 1 << 20
+LONGEST_ERROR_CHARACTERS = 1000
+
+Query = Mapping[str, str | int]
+
+
+class EngineRefused(EngineError):
+    """The engine understood and said no. ``status`` is the HTTP status."""
+
+    def __init__(self, what: str, status: int, text: str) -> None:
+        super().__init__(f"{what}: {text}", retryable=status >= 500)
+        self.status = status
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where an engine listens: a unix socket, or TCP with TLS."""
+
+    base_url: str
+    socket_path: str | None = None
+    tls: ssl.SSLContext | None = None
+
+    def __str__(self) -> str:
+        return f"unix://{self.socket_path}" if self.socket_path else self.base_url
+
+
+def endpoint_from(environ: Mapping[str, str]) -> Endpoint:
+    """The engine that ``environ`` (the daemon's own) names, as the docker command finds it. Raises RuntimeUnavailable;
+    plain TCP is refused, because whoever reaches that port is root on the host."""
+    asked = environ.get("DOCKER_HOST", "").strip()
+    if not asked:
+        places = ["/var/run/docker.sock"]
+        if runtime_dir := environ.get("XDG_RUNTIME_DIR"):
+            places.append(f"{runtime_dir}/docker.sock")
+        if home := environ.get("HOME"):
+            places.append(f"{home}/.docker/run/docker.sock")
+        found = next((place for place in places if Path(place).is_socket()), places[0])
+        return Endpoint("http://docker", socket_path=found)
+    url = urlsplit(asked)
+    if url.scheme == "unix" and url.path:
+        return Endpoint("http://docker", socket_path=url.path)
+    if url.scheme in ("tcp", "https") and url.hostname:
+        if url.scheme == "tcp" and not environ.get("DOCKER_TLS_VERIFY"):
+            raise RuntimeUnavailable(
+                f"DOCKER_HOST={asked} would be spoken to without TLS.",
+                hint="Use a unix socket, or set DOCKER_TLS_VERIFY=1 and DOCKER_CERT_PATH.",
+            )
+        host = f"[{url.hostname}]" if ":" in url.hostname else url.hostname
+        return Endpoint(f"https://{host}:{url.port or 2376}", tls=_tls(environ))
+    raise RuntimeUnavailable(
+        f"DOCKER_HOST={asked} is not understood.", hint="Use unix:///path, or tcp://host:port with TLS."
+    )
+
+
+def _tls(environ: Mapping[str, str]) -> ssl.SSLContext:
+    directory = Path(environ.get("DOCKER_CERT_PATH") or Path(environ.get("HOME", "/")) / ".docker")
+    try:
+        context = ssl.create_default_context(cafile=str(directory / "ca.pem"))
+        context.load_cert_chain(directory / "cert.pem", directory / "key.pem")
+    except OSError as error:  # ssl.SSLError is one
+        raise RuntimeUnavailable(
+            f"The certificates of DOCKER_HOST cannot be read from {directory}: {error}",
+            hint="DOCKER_CERT_PATH must hold ca.pem, cert.pem and key.pem.",
+        ) from error
+    return context
+
+
+def negotiated(newest: str, oldest: str) -> str:
+    """The version to speak with an engine that knows ``oldest`` to ``newest``. Raises RuntimeUnavailable."""
+    theirs = _number(newest)
+    if theirs < OLDEST_API:
+        raise RuntimeUnavailable(
+            f"The engine speaks API {newest}; {_spelled(OLDEST_API)} is needed.", hint="Install Docker Engine 20.10."
+        )
+    if oldest and _number(oldest) > NEWEST_API:
+        raise RuntimeUnavailable(
+            f"The engine speaks no API older than {oldest}; this Oubliette knows {_spelled(NEWEST_API)} at most.",
+            hint="Upgrade Oubliette.",
+        )
+    return _spelled(min(theirs, NEWEST_API))
+
+
+def _number(version: str) -> tuple[int, int]:
+    major, _, minor = version.partition(".")
+    try:
+        return int(major), int(minor)
+    except ValueError:
+        raise RuntimeUnavailable(f"The engine names its API version {version!r}.") from None
+
+
+def _spelled(version: tuple[int, int]) -> str:
+    return f"{version[0]}.{version[1]}"
+
+
+class Hijacked:
+    """Both directions of an upgraded connection."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    async def read(self) -> bytes:
+        """The next bytes; none at the end."""
+        return bytes(await self._stream.read(READ_BYTES))
+
+    async def write(self, data: bytes) -> None:
+        await self._stream.write(data)
+
+    def close_writing(self) -> None:
+        """Half-close, which the process inside sees as the end of its stdin. Not over TLS."""
+        self._stream.get_extra_info("socket").shutdown(socket.SHUT_WR)
+
+
+class EngineApi:
+    """Calls to one engine. ``what`` in each names the operation and its subject for the error."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._environ = dict(environ)
+        self._endpoint: Endpoint | None = None
+        self._prefix: str | None = None
+
+    def endpoint(self) -> Endpoint:
+        if self._endpoint is None:
+            self._endpoint = endpoint_from(self._environ)
+        return self._endpoint
+
+    async def version(self) -> dict[str, Any]:
+        """``/version`` of the engine. Also what negotiates the version of all other calls."""
+        with self._translating("ask the engine for its version", CALL_SECONDS):
+            async with self._client() as client:
+                answer = await client.get("/version")
+                await _raise_for_status(answer, "ask the engine for its version")
+                version = dict(answer.json())
+        self._prefix = "/v" + negotiated(str(version.get("ApiVersion", "")), str(version.get("MinAPIVersion", "")))
+        return version
+
+    async def call(
+        self,
+        method: str,
+        path: str,
+        *,
+        what: str,
+        params: Query | None = None,
+        body: Any = None,
+        seconds: float = CALL_SECONDS,
+    ) -> Any:
+        """One call, its JSON answer (None without a body). Raises EngineRefused, EngineError, RuntimeUnavailable."""
+        prefix = await self._negotiated()
+        with self._translating(what, seconds):
+            async with self._client() as client:
+                answer = await client.request(method, prefix + path, params=params, json=body)
+                await _raise_for_status(answer, what)
+                return answer.json() if answer.content.strip() else None
+
+    @asynccontextmanager
+    async def stream(
+        self,
+        method: str,
+        path: str,
+        *,
+        what: str,
+        params: Query | None = None,
+        content: AsyncIterable[bytes] | None = None,
+        seconds: float,
+    ) -> AsyncIterator[httpx.Response]:
+        """A call whose body is read while it comes. The whole of it, reading included, may take ``seconds``."""
+        prefix = await self._negotiated()
+        headers = {"Content-Type": "application/x-tar"} if content is not None else None
+        with self._translating(what, seconds):
+            async with (
+                self._client() as client,
+                client.stream(method, prefix + path, params=params, content=content, headers=headers) as answer,
+            ):
+                await _raise_for_status(answer, what)
+                yield answer
+
+    @asynccontextmanager
+    async def hijack(self, path: str, *, what: str, body: Any, seconds: float) -> AsyncIterator[Hijacked]:
+        """A call that turns its connection into a raw stream (101). The whole of it may take ``seconds``."""
+        prefix = await self._negotiated()
+        headers = {"Connection": "Upgrade", "Upgrade": "tcp"}
+        with self._translating(what, seconds):
+            async with (
+                self._client() as client,
+                client.stream("POST", prefix + path, json=body, headers=headers) as answer,
+            ):
+                await _raise_for_status(answer, what)
+                if answer.status_code != 101:
+                    raise EngineError(f"{what}: the engine answered {answer.status_code}, not a raw stream")
+                yield Hijacked(answer.extensions["network_stream"])
+
+    async def _negotiated(self) -> str:
+        if self._prefix is None:
+            await self.version()
+        assert self._prefix is not None
+        return self._prefix
+
+    def _client(self) -> httpx.AsyncClient:
+        endpoint = self.endpoint()
+        # verify=False is for the socket, where there is no TLS and loading the system's certificates costs 20 ms.
+        transport = httpx.AsyncHTTPTransport(uds=endpoint.socket_path, verify=endpoint.tls or False, trust_env=False)
+        timeout = httpx.Timeout(None, connect=CONNECT_SECONDS)
+        return httpx.AsyncClient(transport=transport, base_url=endpoint.base_url, timeout=timeout, trust_env=False)
+
+    @contextmanager
+    def _translating(self, what: str, seconds: float) -> Iterator[None]:
+        try:
+            with trio.fail_after(seconds):
+                yield
+        except trio.TooSlowError as error:
+            raise EngineError(f"{what}: the engine did not finish within {seconds:g} s", retryable=True) from error
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            self._prefix = None  # what comes back may be another version
+            raise _unreachable(self.endpoint(), error) from error
+        except (httpx.HTTPError, httpx.StreamError, json.JSONDecodeError, OSError) as error:
+            raise EngineError(f"{what}: {type(error).__name__} {error}".strip(), retryable=True) from error
+        except Exception as error:
+            # httpx does not translate errors of a hijacked stream; they are httpcore's, which is not ours to import.
+            if type(error).__module__.partition(".")[0] == "httpcore":
+                raise EngineError(f"{what}: the connection broke: {error}", retryable=True) from error
+            raise
+
+
+async def lines(answer: httpx.Response) -> AsyncIterator[dict[str, Any]]:
+    """The objects of a body of JSON lines. Raises EngineError for a line over LONGEST_LINE_BYTES or no JSON."""
+    rest = b""
+    async for data in answer.aiter_bytes():
+        *whole, rest = (rest + data).split(b"\n")
+        if len(rest) > LONGEST_LINE_BYTES:
+            raise EngineError("read the engine's progress: a line is too long")
+        for line in whole:
+            if line.strip():
+                yield dict(json.loads(line))
+    if rest.strip():
+        yield dict(json.loads(rest))
+
+
+async def _raise_for_status(answer: httpx.Response, what: str) -> None:
+    if answer.status_code < 400:
+        return
+    text = (await answer.aread()).decode("utf-8", "replace").strip()
+    try:
+        text = str(json.loads(text)["message"])
+    except (ValueError, KeyError, TypeError):
+        text = text or f"status {answer.status_code}"
+    raise EngineRefused(what, answer.status_code, text[:LONGEST_ERROR_CHARACTERS])
+
+
+def _unreachable(endpoint: Endpoint, error: Exception) -> RuntimeUnavailable:
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__cause__ or cause.__context__
+    hint = "Start Docker, or set DOCKER_HOST."
+    if isinstance(cause, PermissionError):
+        hint = "Add yourself to the group docker (and log in again), or run the daemon as root."
+    reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(error) or type(error).__name__
+    return RuntimeUnavailable(f"No engine answers at {endpoint}: {reason}", hint=hint)

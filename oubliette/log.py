@@ -1,7 +1,7 @@
 """The log: structlog and the standard library through one sink that knows every secret.
 
-On stderr JSON lines or text for people, in ``data/logs`` JSON lines in ten files of 50 MiB. Fields are data: ids that do
-not look like ids are replaced, what agents and people wrote is left out above ``debug``, secrets never get through.
+On stderr JSON lines or text for people, in ``data/logs`` JSON lines in ten files of 50 MiB. Fields are data: ids that
+do not look like ids are replaced, what agents and people wrote is left out above ``debug``, no secret gets through.
 """
 
 from __future__ import annotations
@@ -80,7 +80,8 @@ def _tame(_logger: Any, level: str, fields: Fields) -> Fields:
 
 
 def _as_json(_logger: Any, _name: str, fields: Fields) -> str:
-    return json.dumps(fields, default=_plain, ensure_ascii=False)
+    first = {name: fields.pop(name) for name in ("ts", "level", "logger", "event") if name in fields}
+    return json.dumps({**first, **fields}, default=_plain, ensure_ascii=False)
 
 
 def _plain(value: Any) -> str:

@@ -30,6 +30,18 @@ def safe_text(text: str, *, lines: bool = True) -> str:
     return _UNSAFE.sub(escape, text)
 
 
+def safe_json(text: str) -> str:
+    """JSON text with the same characters spelled ``\\uXXXX``: the same JSON, fit for a terminal."""
+
+    def escape(match: re.Match[str]) -> str:
+        if match.group() == "\n":
+            return "\n"
+        units = match.group().encode("utf-16-be", "surrogatepass")
+        return "".join(f"\\u{units[i]:02x}{units[i + 1]:02x}" for i in range(0, len(units), 2))
+
+    return _UNSAFE.sub(escape, text)
+
+
 def safe_line(text: str, width: int = 0) -> str:
     """``text`` on one line: newlines become spaces, the rest is escaped; cut to ``width`` characters when given."""
     line = safe_text(" ".join(text.split()), lines=False)

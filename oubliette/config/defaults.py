@@ -36,6 +36,7 @@ class McpServer(Section):
     """An MCP server that agents may use: `remote` by URL, or `local`, a command run in the container."""
 
     type: Literal["remote", "local"]
+    """`remote` speaks HTTP, `local` stdio."""
     url: Url | None = None
     """Of a remote one."""
     headers: dict[str, SecretStr] = {}

@@ -114,7 +114,7 @@ def check(principal: Principal, action: str, project_id: str | None, *, session_
         raise no_such(_noun(action))
 
 
-def allowed(principal: Principal, action: str) -> bool:
+def may_ever(principal: Principal, action: str) -> bool:
     """Whether this principal may do this to some target. KeyError for an action that is not in the table."""
     return _ever(principal.scope, TABLE[action])
 

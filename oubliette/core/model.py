@@ -366,7 +366,7 @@ class RequestRow:
     created_at: datetime
     expires_at: datetime
     on_expiry: Literal["reject", "pause"]
-    body: Json
+    body: Json | list[Json]
     """The one of ``permission``, ``questions``, ``caller_tool`` that ``kind`` names, as in SHAPES."""
     agent_ref: str
     """The agent's own id of the ask."""

@@ -85,6 +85,18 @@ def transition(current: SessionStatus, event: SessionEvent) -> SessionStatus:
         raise OublietteError(f"a session that is {current} cannot be {event}", code="conflict") from None
 
 
+_STEPS = frozenset((old, new) for (old, _), new in _TABLE.items()) | {(status, status) for status in OPEN_STATUSES}
+
+
+def require_transition(old: SessionStatus, new: SessionStatus) -> None:
+    """Raise OublietteError (code ``conflict``) unless some event leads from ``old`` to ``new``.
+
+    An open status may follow itself: that is a change of reason.
+    """
+    if (old, new) not in _STEPS:
+        raise OublietteError(f"a session that is {old} cannot become {new}", code="conflict")
+
+
 def possible(current: SessionStatus, event: SessionEvent) -> bool:
     """Whether ``event`` can happen in ``current``."""
     return (current, event) in TRANSITIONS

@@ -41,7 +41,14 @@ def _flat(node: Any, definitions: Object) -> Any:
         return _flat({**{k: v for k, v in node.items() if k not in {"anyOf", "default"}}, **options[0]}, definitions)
     flat: Object = {}
     for key, value in node.items():
-        if key in {"$defs", "required", "title", "default", "additionalProperties"} and not _is_property_map(node, key):
+        if key in {
+            "$defs",
+            "required",
+            "title",
+            "description",
+            "default",
+            "additionalProperties",
+        } and not _is_property_map(node, key):
             continue
         if key == "properties":
             flat[key] = {name: _flat(item, definitions) for name, item in value.items()}

@@ -71,7 +71,7 @@ def resolve(config: Config, alias: str, *, credential: str | None = None) -> Res
     Raises RequestError: ``not_found`` for an unknown alias, ``not_ready`` for one that cannot be asked as configured.
     """
     if alias in BUILT_IN_MODELS:
-        return _scripted(alias, ModelAlias(model=alias, provider="scripted"))
+        return _scripted(alias, ModelAlias.model_validate({"model": alias, "provider": "scripted"}))
     entry = config.models.models.get(alias)
     if entry is None:
         raise RequestError("not_found", f"There is no model {alias!r}.", field="model")
@@ -151,7 +151,7 @@ def _filled_in(
 
 
 def _prices(cost: Cost | None, known: Prices | None) -> Prices | None:
-    """The alias's flat prices; a cache price that it leaves out is the known one. No price for input and output: free."""
+    """The alias's flat prices; a cache price that it leaves out is the known one. Both at zero: all free."""
     if cost is None:
         return known
     if cost.input == 0 and cost.output == 0:

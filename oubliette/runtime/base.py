@@ -158,3 +158,18 @@ class Runtime(Protocol):
 
     async def stats(self, name: str) -> Mapping[str, int]:
         """``memory_bytes``, ``pids`` where known; empty when not running."""
+
+
+class Exec(Protocol):
+    """Run a command in one particular container. A time-out kills it and is a result."""
+
+    async def __call__(
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        stdin: bytes = b"",
+        timeout_seconds: float = 120,
+        max_output_bytes: int = 1 << 20,
+    ) -> ExecResult: ...

@@ -9,17 +9,17 @@ from __future__ import annotations
 import json
 import socket
 import ssl
-from collections.abc import AsyncIterable, AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterator, Mapping
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import httpx
 import trio
 
-from oubliette.errors import EngineError, RuntimeUnavailable
+from oubliette.errors import EngineError, OublietteError, RuntimeUnavailable
 
 OLDEST_API = (1, 41)
 """Docker Engine 20.10."""
@@ -28,6 +28,8 @@ NEWEST_API = (1, 51)
 
 CALL_SECONDS = 30.0
 CONNECT_SECONDS = 5.0
+SETTLE_SECONDS = 10.0
+"""How long a cancelled caller waits for a call that changes something."""
 READ_BYTES = 1 << 16
 LONGEST_LINE_BYTES = 1 << 20
 LONGEST_ERROR_CHARACTERS = 1000
@@ -124,21 +126,35 @@ def _spelled(version: tuple[int, int]) -> str:
 
 
 class Hijacked:
-    """Both directions of an upgraded connection."""
+    """Both directions of an upgraded connection. A broken one raises EngineError."""
 
-    def __init__(self, stream: Any) -> None:
+    def __init__(self, stream: Any, what: str) -> None:
         self._stream = stream
+        self._what = what
 
     async def read(self) -> bytes:
         """The next bytes; none at the end."""
-        return bytes(await self._stream.read(READ_BYTES))
+        with self._translating():
+            return bytes(await self._stream.read(READ_BYTES))
 
     async def write(self, data: bytes) -> None:
-        await self._stream.write(data)
+        with self._translating():
+            await self._stream.write(data)
 
     def close_writing(self) -> None:
         """Half-close, which the process inside sees as the end of its stdin. Not over TLS."""
-        self._stream.get_extra_info("socket").shutdown(socket.SHUT_WR)
+        with self._translating():
+            self._stream.get_extra_info("socket").shutdown(socket.SHUT_WR)
+
+    @contextmanager
+    def _translating(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            # httpx translates nothing of a hijacked stream, and its transport's own errors are not ours to import.
+            if isinstance(error, OSError) or type(error).__module__.partition(".")[0] == "httpcore":
+                raise EngineError(f"{self._what}: the connection broke: {error}", retryable=True) from error
+            raise
 
 
 class EngineApi:
@@ -182,6 +198,44 @@ class EngineApi:
                 await _raise_for_status(answer, what)
                 return answer.json() if answer.content.strip() else None
 
+    async def settle(
+        self,
+        method: str,
+        path: str,
+        *,
+        what: str,
+        params: Query | None = None,
+        body: Any = None,
+        seconds: float = CALL_SECONDS,
+    ) -> Any:
+        """As ``call``, but once it is sent a cancelled caller still waits for the answer, SETTLE_SECONDS at most. The
+        engine goes on with what it was asked, and what is not there yet cannot be found and removed."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        answers: list[Any] = []
+        errors: list[OublietteError] = []
+        answered = trio.Event()
+        shield = trio.CancelScope(shield=True)
+
+        async def ask() -> None:
+            with shield:
+                try:
+                    answers.append(await self.call(method, path, what=what, params=params, body=body, seconds=seconds))
+                except OublietteError as error:
+                    errors.append(error)
+                finally:
+                    answered.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask)
+            try:
+                await answered.wait()
+            except trio.Cancelled:
+                shield.deadline = trio.current_time() + SETTLE_SECONDS
+                raise
+        if errors:
+            raise errors[0]
+        return answers[0]
+
     @asynccontextmanager
     async def stream(
         self,
@@ -217,7 +271,7 @@ class EngineApi:
                 await _raise_for_status(answer, what)
                 if answer.status_code != 101:
                     raise EngineError(f"{what}: the engine answered {answer.status_code}, not a raw stream")
-                yield Hijacked(answer.extensions["network_stream"])
+                yield Hijacked(answer.extensions["network_stream"], what)
 
     async def _negotiated(self) -> str:
         if self._prefix is None:
@@ -244,25 +298,40 @@ class EngineApi:
             raise _unreachable(self.endpoint(), error) from error
         except (httpx.HTTPError, httpx.StreamError, json.JSONDecodeError, OSError) as error:
             raise EngineError(f"{what}: {type(error).__name__} {error}".strip(), retryable=True) from error
-        except Exception as error:
-            # httpx does not translate errors of a hijacked stream; they are httpcore's, which is not ours to import.
-            if type(error).__module__.partition(".")[0] == "httpcore":
-                raise EngineError(f"{what}: the connection broke: {error}", retryable=True) from error
-            raise
 
 
-async def lines(answer: httpx.Response) -> AsyncIterator[dict[str, Any]]:
-    """The objects of a body of JSON lines. Raises EngineError for a line over LONGEST_LINE_BYTES or no JSON."""
+def body_of(answer: httpx.Response) -> aclosing[AsyncGenerator[bytes]]:
+    """The body as it comes, closed when the block is left: httpx's generator would otherwise wait for the collector."""
+    return aclosing(cast("AsyncGenerator[bytes]", answer.aiter_bytes()))
+
+
+async def read_lines(
+    answer: httpx.Response, handle: Callable[[dict[str, Any]], None], *, what: str, silence_seconds: float
+) -> None:
+    """Give each object of a body of JSON lines to ``handle``. A line with ``error`` raises EngineError; so does a line
+    over LONGEST_LINE_BYTES and a silence longer than ``silence_seconds``."""
     rest = b""
-    async for data in answer.aiter_bytes():
-        *whole, rest = (rest + data).split(b"\n")
-        if len(rest) > LONGEST_LINE_BYTES:
-            raise EngineError("read the engine's progress: a line is too long")
-        for line in whole:
-            if line.strip():
-                yield dict(json.loads(line))
-    if rest.strip():
-        yield dict(json.loads(rest))
+    with trio.move_on_after(silence_seconds) as silence:
+        async with body_of(answer) as body:
+            async for data in body:
+                silence.deadline = trio.current_time() + silence_seconds
+                *whole, rest = (rest + data).split(b"\n")
+                if len(rest) > LONGEST_LINE_BYTES:
+                    raise EngineError(f"{what}: a line of the engine's progress is too long")
+                for line in whole:
+                    _one_line(line, handle, what)
+        _one_line(rest, handle, what)
+    if silence.cancelled_caught:
+        raise EngineError(f"{what}: nothing came from the engine for {silence_seconds:g} s", retryable=True)
+
+
+def _one_line(line: bytes, handle: Callable[[dict[str, Any]], None], what: str) -> None:
+    if not line.strip():
+        return
+    entry = dict(json.loads(line))
+    if "error" in entry:
+        raise EngineError(f"{what}: {str(entry['error'])[:LONGEST_ERROR_CHARACTERS]}")
+    handle(entry)
 
 
 async def _raise_for_status(answer: httpx.Response, what: str) -> None:

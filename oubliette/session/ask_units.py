@@ -2,46 +2,39 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime
 
+from oubliette.core.events import request_event, request_resolved_event
 from oubliette.core.model import (
-    EventType,
     Json,
-    NewEvent,
     Reason,
     RequestKind,
     RequestRow,
     SessionStatus,
     rfc3339,
 )
+from oubliette.core.session_state import SessionEvent
 from oubliette.errors import RequestError
-from oubliette.session.status import require_session, set_status
+from oubliette.session.status import move, require_session
 from oubliette.store import events, requests
 from oubliette.store.database import Tx
 
 
-def open_request(tx: Tx, session_id: str, number: int, request: RequestRow, at: datetime) -> RequestRow | None:
+def open_request(tx: Tx, session_id: str, request: RequestRow, at: datetime) -> RequestRow | None:
     """The agent asks: a pending entry, an event, and the session waits.
 
     Returns the entry that is open now: the given one, or the one of before when the agent repeats itself (after a
     restart). None: it was settled before.
     """
     row = require_session(tx, session_id)
-    body: Json = {"request": request_shape(request)}
-    types = {
-        RequestKind.PERMISSION: EventType.PERMISSION_REQUEST,
-        RequestKind.QUESTION: EventType.QUESTION,
-        RequestKind.CALLER_TOOL: EventType.CALLER_TOOL_REQUEST,
-    }
-    event = events.append(
-        tx, session_id, NewEvent(types[request.kind], number, body, source=f"ask:{request.agent_ref}", ts=at)
-    )
+    event = events.append(tx, session_id, replace(request_event(request), source=f"ask:{request.agent_ref}", ts=at))
     if event is None:
         known = requests.pending(tx, session_id)
         return next((one for one in known if one.agent_ref == request.agent_ref), None)
     requests.insert(tx, request)
     if row.ending is None and row.open:
-        set_status(tx, row, SessionStatus.WAITING, at, Reason(str(request.kind)))
+        move(tx, row, SessionEvent.ASKED, at, Reason(str(request.kind)))
     return request
 
 
@@ -49,7 +42,7 @@ def pause_for_ask(tx: Tx, session_id: str, kind: RequestKind, at: datetime) -> N
     """Nobody answered in time and the project wants to be asked: the session rests until somebody does."""
     row = require_session(tx, session_id)
     if row.status is SessionStatus.WAITING and row.ending is None:
-        set_status(tx, row, SessionStatus.PAUSED, at, Reason(str(kind)))
+        move(tx, row, SessionEvent.HELD, at, Reason(str(kind)))
 
 
 def resolve_request(tx: Tx, request_id: str, resolution: Json, at: datetime) -> tuple[bool, RequestRow]:
@@ -59,27 +52,15 @@ def resolve_request(tx: Tx, request_id: str, resolution: Json, at: datetime) -> 
         raise RequestError("not_found", f"There is no request {request_id[:64]!r}.", field="request_id")
     stored = {"request_id": request_id, "resolved_at": rfc3339(at), **resolution}
     won, row = requests.resolve(tx, request_id, stored)
+    if row is None:
+        raise RuntimeError("a request vanished within one unit")
     if not won:
         return False, row
-    body: Json = {"request": {"request_id": request_id}, "resolution": stored}
-    events.append(tx, row.session_id, NewEvent(EventType.REQUEST_RESOLVED, row.turn, body, ts=at))
+    events.append(tx, row.session_id, replace(request_resolved_event(row, stored), ts=at))
     session = require_session(tx, row.session_id)
-    resting = session.status in (SessionStatus.WAITING, SessionStatus.PAUSED)
-    if resting and session.ending is None and not requests.pending(tx, row.session_id):
-        set_status(tx, session, SessionStatus.RUNNING, at)
+    if session.ending is None and not requests.pending(tx, row.session_id):
+        if session.status is SessionStatus.WAITING:
+            move(tx, session, SessionEvent.ANSWERED, at)
+        elif session.status is SessionStatus.PAUSED:
+            move(tx, session, SessionEvent.RELEASED, at)
     return True, row
-
-
-def request_shape(request: RequestRow) -> Json:
-    """SHAPES' Request."""
-    key = {"permission": "permission", "question": "questions", "caller_tool": "caller_tool"}[str(request.kind)]
-    return {
-        "request_id": request.request_id,
-        "kind": str(request.kind),
-        "session_id": request.session_id,
-        "turn": request.turn,
-        "created_at": rfc3339(request.created_at),
-        "expires_at": rfc3339(request.expires_at),
-        "on_expiry": request.on_expiry,
-        key: request.body if key != "questions" else request.body.get("questions", []),
-    }

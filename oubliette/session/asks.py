@@ -52,11 +52,11 @@ class TurnAsks:
             created_at=at,
             expires_at=at + timedelta(minutes=defaults.ask_timeout_minutes),
             on_expiry=defaults.ask_on_expiry,
-            body=ask.body if isinstance(ask.body, dict) else {"questions": ask.body},
+            body=ask.body,
             agent_ref=ask.agent_ref,
         )
         known = await deps.store.write(
-            partial(ask_units.open_request, session_id=turn.session_id, number=turn.turn, request=request, at=at)
+            partial(ask_units.open_request, session_id=turn.session_id, request=request, at=at)
         )
         if known is not None:
             self._open[ask.agent_ref] = known.request_id

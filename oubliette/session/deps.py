@@ -10,7 +10,7 @@ from typing import Protocol
 
 from oubliette.agent.base import Agent
 from oubliette.config import Config
-from oubliette.project.git import Exec
+from oubliette.runtime.base import Exec
 from oubliette.session.feed import Feed
 from oubliette.store.database import Store
 

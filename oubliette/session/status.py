@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import datetime
-from typing import Any
 
-from oubliette.core import session_state
-from oubliette.core.model import OPEN_STATUSES, EventType, Json, NewEvent, Reason, SessionRow, SessionStatus
+from oubliette.core.events import status_event
+from oubliette.core.model import OPEN_STATUSES, Reason, SessionRow
+from oubliette.core.session_state import SessionEvent, transition
 from oubliette.errors import RequestError
 from oubliette.store import events, sessions
 from oubliette.store.database import Tx
@@ -26,20 +26,12 @@ def no_session(session_id: str) -> RequestError:
     )
 
 
-def set_status(
-    tx: Tx, row: SessionRow, to: SessionStatus, at: datetime, reason: Reason | None = None, **data: Any
-) -> SessionRow:
-    """Move a session to another state, with its ``status`` event; nothing happens when it is there already."""
-    if row.status == to and row.reason == reason:
+def move(tx: Tx, row: SessionRow, happened: SessionEvent, at: datetime, reason: Reason | None = None) -> SessionRow:
+    """Let something happen to a session's status, with its ``status`` event; no event when nothing changes."""
+    to = transition(row.status, happened)
+    if row.status == to and reason in (None, row.reason):
         return row
-    session_state.require_transition(row.status, to)
-    change: Json = {"from": str(row.status), "to": str(to)}
-    if reason is not None:
-        change["reason"] = str(reason)
-    body: Json = {"status": change}
-    if data:
-        body["data"] = data
     ended = None if to in OPEN_STATUSES else at
     sessions.update(tx, row.session_id, status=to, reason=reason, since=at, updated_at=at, ended_at=ended)
-    events.append(tx, row.session_id, NewEvent(EventType.STATUS, row.turn or None, body, ts=at))
+    events.append(tx, row.session_id, replace(status_event(row.status, to, reason, turn=row.turn or None), ts=at))
     return replace(row, status=to, reason=reason, since=at, updated_at=at, ended_at=ended)

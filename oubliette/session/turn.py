@@ -7,8 +7,8 @@ The turn's time limit is the deadline of one cancel scope; it stands still while
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from functools import partial
 
 import structlog
@@ -91,7 +91,8 @@ class TurnDriver:
         try:
             async with AsyncExitStack() as stack:
                 container: ReadyContainer | None = None
-                with self._limited():
+                with trio.CancelScope() as scope:
+                    self._limit(scope)
                     await self._deps.place_ready(self.row.project_id, self.row.workspace_id)
                     lease = self._deps.lease(self.row.project_id, self.row.workspace_id)
                     container = await stack.enter_async_context(lease)
@@ -109,7 +110,8 @@ class TurnDriver:
         snapshots = Snapshots(container.exec)
         end: TurnEnd | None = None
         try:
-            with self._limited():
+            with trio.CancelScope() as scope:
+                self._limit(scope)
                 async with trio.open_nursery() as nursery:
                     self._asks = TurnAsks(self._deps, self.turn, container.agent, self._directory, nursery, self._asked)
                     nursery.start_soon(self._snapshot_before, snapshots)
@@ -124,18 +126,13 @@ class TurnDriver:
             await self._abort(container)
         return await self._with_files(snapshots, end)
 
-    @contextmanager
-    def _limited(self) -> Iterator[None]:
-        """A stretch of the turn that ``stop`` and the time limit cut short; what follows it still runs."""
-        with trio.CancelScope() as self._scope:
-            self._clock_runs = False
-            if self._stopping is not None:
-                self._scope.cancel("stopped before it began")
-            self._set_clock(running=True)
-            try:
-                yield
-            finally:
-                self._set_clock(running=False)
+    def _limit(self, scope: trio.CancelScope) -> None:
+        """The next stretch of the turn is cut short by ``stop`` and by the time limit; what follows it still runs."""
+        self._set_clock(running=False)
+        self._scope = scope
+        self._set_clock(running=True)
+        if self._stopping is not None:
+            scope.cancel("stopped before it began")
 
     async def _converse(self, container: ReadyContainer, *, resume: bool) -> TurnEnd:
         deps, row = self._deps, self.row

@@ -10,6 +10,14 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Literal
 
+from oubliette.core.events import (
+    child_ended_event,
+    completion_event,
+    status_event,
+    system_event,
+    turn_queued_event,
+    turn_started_event,
+)
 from oubliette.core.model import (
     Autonomy,
     EventType,
@@ -25,10 +33,11 @@ from oubliette.core.model import (
     TurnRow,
     TurnStatus,
 )
+from oubliette.core.session_state import SessionEvent
 from oubliette.errors import Limit, RequestError
 from oubliette.session.ask_units import resolve_request
 from oubliette.session.requests import SpawnArgs, TurnArgs
-from oubliette.session.status import require_session, set_status
+from oubliette.session.status import move, require_session
 from oubliette.store import attachments, events, model_requests, projects, requests, sessions, turns, workspaces
 from oubliette.store.attachments import AttachmentRow
 from oubliette.store.database import Tx
@@ -125,11 +134,7 @@ def spawn(tx: Tx, new: NewSession) -> Accepted:
     )
     sessions.insert(tx, row)
     workspaces.update(tx, new.workspace_id, last_session_at=new.at)
-    events.append(
-        tx,
-        row.session_id,
-        NewEvent(EventType.STATUS, None, {"status": {"to": str(SessionStatus.STARTING)}}, ts=new.at),
-    )
+    events.append(tx, row.session_id, replace(status_event(None, row.status), ts=new.at))
     accepted = enqueue(tx, row.session_id, replace(args.turn), new.principal, new.at, overrides=turn_settings)
     return replace(accepted, created=True)
 
@@ -185,9 +190,9 @@ def enqueue(
     if not row.open:
         _check_room(tx)
         sessions.update(tx, session_id, ending=None, error=None)
-        reopened = NewEvent(EventType.SYSTEM, None, {"code": "reopened"}, ts=at)
-        events.append(tx, session_id, reopened)
-        row = set_status(tx, replace(row, ending=None), SessionStatus.STARTING, at)
+        events.append(tx, session_id, replace(system_event("reopened"), ts=at))
+        row = replace(row, ending=None)
+    row = move(tx, row, SessionEvent.MESSAGED, at)
     number = row.turn + 1
     turn = TurnRow(
         session_id=session_id,
@@ -202,10 +207,8 @@ def enqueue(
     files = [AttachmentRow(one.filename, one.content_type, one.data) for one in args.attachments]
     attachments.insert(tx, session_id, number, files)
     sessions.update(tx, session_id, turn=number, updated_at=at)
-    body: Json = {"role": "user", "text": args.message}
-    if args.request_key is not None:
-        body["data"] = {"request_key": args.request_key}
-    event = events.append(tx, session_id, NewEvent(EventType.TURN_QUEUED, number, body, ts=at))
+    queued = turn_queued_event(number, args.message, args.request_key)
+    event = events.append(tx, session_id, replace(queued, ts=at))
     busy = turns.running(tx, session_id) is not None
     row = replace(row, turn=number, last_index=event.index if event else row.last_index)
     return Accepted(row, turn, created=False, resumed=False, queue_position=waiting + (1 if busy else 0))
@@ -219,10 +222,7 @@ def begin_turn(tx: Tx, session_id: str, message_id: str, at: datetime) -> tuple[
     turn = turns.next_queued(tx, session_id)
     if turn is None:
         return None
-    if row.status not in (SessionStatus.STARTING, SessionStatus.RUNNING):
-        row = set_status(tx, row, SessionStatus.RUNNING if row.agent_session_id else SessionStatus.STARTING, at)
-    body: Json = {"role": "user", "text": turn.prompt}
-    event = events.append(tx, session_id, NewEvent(EventType.TURN_STARTED, turn.turn, body, ts=at))
+    event = events.append(tx, session_id, replace(turn_started_event(turn.turn, turn.prompt), ts=at))
     first = event.index if event else None
     turns.update(
         tx,
@@ -244,7 +244,7 @@ def agent_accepts(tx: Tx, session_id: str, agent_session_id: str, at: datetime) 
         sessions.update(tx, session_id, agent_session_id=agent_session_id)
         row = replace(row, agent_session_id=agent_session_id)
     if row.ending is None and row.open:
-        row = set_status(tx, row, SessionStatus.RUNNING, at)
+        row = move(tx, row, SessionEvent.TURN_STARTED, at)
     return row
 
 
@@ -281,13 +281,9 @@ def finish_turn(tx: Tx, session_id: str, number: int, end: TurnEnd, at: datetime
         files["files_truncated"] = True
     if end.files:
         events.append(tx, session_id, NewEvent(EventType.FILES, number, files, ts=at))
-    usage = model_requests.turn_usage(tx, session_id, number).as_json()
-    body: Json = {"outcome": str(end.outcome), "text": end.final_text, "usage": usage}
-    if end.error is not None:
-        body["error"] = end.error
-    completion = events.append(
-        tx, session_id, NewEvent(EventType.COMPLETION, number, body, source=f"turn:{number}:completion", ts=at)
-    )
+    usage = model_requests.turn_usage(tx, session_id, number)
+    completion = completion_event(number, end.outcome, text=end.final_text, usage=usage, error=end.error)
+    completed = events.append(tx, session_id, replace(completion, ts=at))
     turns.update(
         tx,
         session_id,
@@ -295,7 +291,7 @@ def finish_turn(tx: Tx, session_id: str, number: int, end: TurnEnd, at: datetime
         status=TurnStatus.DONE,
         outcome=end.outcome,
         ended_at=at,
-        last_index=completion.index if completion else None,
+        last_index=completed.index if completed else None,
         final_text=end.final_text,
         files=list(end.files),
         error=end.error,
@@ -304,7 +300,7 @@ def finish_turn(tx: Tx, session_id: str, number: int, end: TurnEnd, at: datetime
     )
     sessions.update(tx, session_id, updated_at=at)
     if row.ending is None and row.open and turns.queued_count(tx, session_id) == 0:
-        set_status(tx, row, SessionStatus.IDLE, at, end.reason)
+        move(tx, row, SessionEvent.SETTLED, at, end.reason)
 
 
 def drop_queued(tx: Tx, session_id: str, at: datetime, outcome: Outcome = Outcome.CANCELLED) -> int:
@@ -342,16 +338,18 @@ def finish_sessions(tx: Tx, ids: Sequence[str], at: datetime, asked_id: str) -> 
         running = turns.running(tx, row.session_id)
         if running is not None:
             finish_turn(tx, row.session_id, running.turn, TurnEnd(Outcome.CANCELLED), at)
-        status = SessionStatus.COMPLETED if row.ending == "completed" else SessionStatus.CANCELLED
+        happened = SessionEvent.COMPLETED if row.ending == "completed" else SessionEvent.CANCELLED
         reason = None if row.session_id == asked_id else Reason.ENDED_BY_PARENT
         current = require_session(tx, row.session_id)
-        set_status(tx, current, status, at, reason)
+        status = move(tx, current, happened, at, reason).status
         if row.parent_id is not None:
             last = turns.get(tx, row.session_id, row.turn)
-            child: Json = {"session_id": row.session_id, "title": row.title, "outcome": str(status)}
-            if last is not None and last.outcome is not None and status is SessionStatus.COMPLETED:
-                child["outcome"] = str(last.outcome)
-            events.append(tx, row.parent_id, NewEvent(EventType.CHILD_ENDED, None, {"child": child}, ts=at))
+            outcome = str(last.outcome) if last and last.outcome and row.ending == "completed" else str(status)
+            events.append(
+                tx,
+                row.parent_id,
+                replace(child_ended_event(None, row.session_id, row.title, outcome), ts=at),
+            )
 
 
 def deadline_of(row: SessionRow, turn: TurnRow) -> timedelta:

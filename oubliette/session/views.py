@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from oubliette.core.events import event_shape
-from oubliette.core.model import Json, Outcome, SessionRow, SessionStatus, TurnRow, TurnStatus, rfc3339
-from oubliette.session import ask_units, units
+from oubliette.core.events import event_shape, request_shape
+from oubliette.core.model import EventType, Json, Outcome, SessionRow, SessionStatus, TurnRow, TurnStatus, rfc3339
+from oubliette.session import units
 from oubliette.session.requests import EventsArgs
 from oubliette.session.status import require_session
 from oubliette.store import events, model_requests, requests, sessions, turns
@@ -75,7 +75,7 @@ def session_view(tx: Tx, row: SessionRow, *, full: bool = False) -> Json:
         "updated_at": rfc3339(row.updated_at),
         "turn": row.turn,
         "queued": turns.queued_count(tx, row.session_id),
-        "pending": [ask_units.request_shape(request) for request in requests.pending(tx, row.session_id)],
+        "pending": [request_shape(request) for request in requests.pending(tx, row.session_id)],
         "children": sessions.children_counts(tx, row.session_id),
         "usage": model_requests.session_usage(tx, row.session_id).as_json(),
     }
@@ -107,11 +107,11 @@ def session_view(tx: Tx, row: SessionRow, *, full: bool = False) -> Json:
 
 def last_done(tx: Tx, row: SessionRow) -> TurnRow | None:
     """The newest turn that has ended."""
-    for number in range(row.turn, 0, -1):
-        turn = turns.get(tx, row.session_id, number)
-        if turn is not None and turn.status is TurnStatus.DONE and turn.started_at is not None:
-            return turn
-    return None
+    running = turns.running(tx, row.session_id)
+    newest = turns.last(tx, row.session_id)
+    if running is None or newest is None or newest.turn != running.turn:
+        return newest
+    return turns.get(tx, row.session_id, running.turn - 1)
 
 
 def settled(tx: Tx, row: SessionRow) -> bool:
@@ -150,7 +150,9 @@ def spawn_result(tx: Tx, accepted: units.Accepted) -> Json:
 def events_result(tx: Tx, args: EventsArgs) -> Json:
     """SHAPES' result of events for one session. Raises RequestError not_found."""
     row = require_session(tx, args.session_id)
-    page = events.read(tx, args.session_id, args.since_index, args.max_events, list(args.types) or None)
+    page = events.read(
+        tx, args.session_id, args.since_index, args.max_events, [EventType(one) for one in args.types] or None
+    )
     oldest, newest = events.bounds(tx, args.session_id)
     more = len(page) == args.max_events
     last = page[-1].index if more else max(newest, args.since_index)
@@ -201,7 +203,7 @@ def _waited(tx: Tx, row: SessionRow, *, rests: bool) -> Json:
         "turn": row.turn,
         "last_index": row.last_index,
         "usage": model_requests.session_usage(tx, row.session_id).as_json(),
-        "pending": [ask_units.request_shape(request) for request in requests.pending(tx, row.session_id)],
+        "pending": [request_shape(request) for request in requests.pending(tx, row.session_id)],
     }
     last = last_done(tx, row) if rests else None
     if last is not None:

@@ -135,7 +135,7 @@ def _codec_for(hint: Any) -> tuple[_Convert, _Convert | None]:
     """How a field of this type is stored and read back; None reads as it is."""
     if get_origin(hint) in {Union, types.UnionType}:
         hint = next(part for part in get_args(hint) if part is not type(None))
-    if get_origin(hint) in {dict, list, tuple}:
+    if hint is Any or get_origin(hint) in {dict, list, tuple}:
         return _optional(to_json), json.loads
     if hint is datetime:
         return _optional(to_micros), from_micros

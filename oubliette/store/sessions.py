@@ -157,19 +157,17 @@ def open_count(tx: Tx) -> int:
 
 
 def resumable(tx: Tx, workspace_id: str, scope: str) -> SessionRow | None:
-    """The newest settled root session of the workspace, open and not ending, not pinned by a schedule, and made by a
-    token of exactly this scope (``str(principal.scope)``; the daemon itself counts as ``admin``)."""
+    """The newest settled root session of the workspace: open, idle, not ending, nothing queued or asked, not pinned
+    by a schedule, and made by a principal of exactly this scope (``settings.principal_scope``)."""
     return _SESSIONS.find(
         tx,
         "WHERE t.workspace_id = ? AND t.status = 'idle' AND t.ending IS NULL AND t.parent_id IS NULL"
-        " AND t.schedule_id IS NULL"
-        " AND (t.created_by ->> '$.id' IN (SELECT token_id FROM tokens WHERE scope = ?)"
-        "      OR (t.created_by ->> '$.kind' = 'local' AND ? = 'admin'))"
+        " AND t.schedule_id IS NULL AND t.settings ->> '$.principal_scope' = ?"
+        " AND t.created_by ->> '$.kind' IN ('token', 'local')"
         " AND NOT EXISTS (SELECT 1 FROM turns WHERE turns.session_id = t.session_id AND turns.status <> 'done')"
         " AND NOT EXISTS (SELECT 1 FROM requests WHERE requests.session_id = t.session_id AND resolution IS NULL)"
         " ORDER BY t.created_at DESC, t.session_id DESC LIMIT 1",
         workspace_id,
-        scope,
         scope,
     )
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import subprocess
 from typing import Awaitable, Callable, List, Tuple
 
 from oubliette_relay import protocol
@@ -14,8 +13,10 @@ from oubliette_relay.processes import LAST_WORDS_SECONDS, Child, PipeReader, Rea
 _PIECE = 1 << 16
 
 DialBack = Callable[[str], Awaitable[Tuple[asyncio.StreamReader, asyncio.StreamWriter]]]
+
+
 class HeadAndTail:
-    """Keeps the first and the last bytes of a stream: ``limit - limit // 2`` of the head, ``limit // 2`` of the tail."""
+    """Keeps the first ``limit - limit // 2`` and the last ``limit // 2`` bytes of a stream."""
 
     def __init__(self, limit: int) -> None:
         limit = max(0, min(limit, protocol.OUTPUT_LIMIT))

@@ -1,4 +1,4 @@
-"""The wire format between a relay and its daemon, and its one owner. Sans-IO: bytes in, values out, no sockets, no clock.
+"""The wire format between a relay and its daemon, and its one owner. Sans-IO: no sockets, no clock.
 
 A connection starts with one JSON line, the hello, which says what it is for. ``control`` goes on with JSON lines, one
 message each; every other kind goes on with raw bytes. The daemon imports this module too, so that both ends are one.
@@ -7,9 +7,11 @@ Python 3.9 and the standard library are enough for it.
 
 from __future__ import annotations
 
-import json
-from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple, Type, Union
+from dataclasses import dataclass, field, fields
+from typing import Any, Dict, List, Mapping, Optional, Tuple, Type, Union
+
+from oubliette_relay.codec import CHECKS, Json, build, encode_object, parse_object
+from oubliette_relay.codec import ProtocolError as ProtocolError
 
 VERSION = 1
 
@@ -42,12 +44,6 @@ SESSION_VARIABLE = "OUBLIETTE_SESSION"
 
 HELLO_KINDS = ("control", "dialed", "mcp", "http")
 
-Json = Dict[str, Any]
-
-
-class ProtocolError(Exception):
-    """The peer sent something that is not of this protocol."""
-
 
 class LineSplitter:
     """Cuts a stream of bytes into lines, holding at most ``limit`` bytes of an unfinished one."""
@@ -57,7 +53,7 @@ class LineSplitter:
         self._held = bytearray()
         self._searched = 0
 
-    def feed(self, data: bytes) -> List[bytes]:
+    def feed(self, data: Union[bytes, bytearray]) -> List[bytes]:
         """The lines that ``data`` completes, without their newlines. Raises ProtocolError for one that is too long."""
         self._held += data
         lines = []
@@ -81,7 +77,7 @@ class LineSplitter:
 
 @dataclass(frozen=True)
 class Hello:
-    """The first line of a connection. ``id`` goes with ``dialed``; the rest tells the daemon about a relay (``control``)."""
+    """The first line of a connection. ``id`` goes with ``dialed``, the rest with ``control``."""
 
     kind: str
     id: str = ""
@@ -98,7 +94,7 @@ class HelloReader:
     def __init__(self) -> None:
         self._held = bytearray()
 
-    def feed(self, data: bytes) -> Optional[Tuple[Hello, bytes]]:
+    def feed(self, data: Union[bytes, bytearray]) -> Optional[Tuple[Hello, bytes]]:
         """The hello and the bytes behind it, or None while it is not complete. Raises ProtocolError."""
         searched = len(self._held)
         self._held += data
@@ -113,17 +109,17 @@ class HelloReader:
 def encode_hello(hello: Hello) -> bytes:
     """The line, newline included."""
     told = {item.name: getattr(hello, item.name) for item in fields(hello) if item.name != "kind"}
-    return _line({"hello": hello.kind, **{name: value for name, value in told.items() if value}})
+    return encode_object({"hello": hello.kind, **{name: value for name, value in told.items() if value}})
 
 
 def decode_hello(line: bytes) -> Hello:
     """Raises ProtocolError. Keys that we do not know are ignored."""
-    told = _parse(line)
+    told = parse_object(line)
     kind = told.pop("hello", None)
     if kind not in HELLO_KINDS:
         raise ProtocolError("a hello that names none of " + ", ".join(HELLO_KINDS))
     told["kind"] = kind
-    hello = _build(Hello, told)
+    hello: Hello = build(Hello, told)
     if kind == "dialed" and not hello.id:
         raise ProtocolError("a dialed hello without an id")
     return hello
@@ -134,7 +130,7 @@ def decode_hello(line: bytes) -> Hello:
 
 @dataclass(frozen=True)
 class Start:
-    """Start a supervised process. One of that name and tag that runs already is a success; one of another tag is not."""
+    """Start a supervised process. It is a success when one of that name and tag runs already."""
 
     op = "start"
     id: str
@@ -293,7 +289,7 @@ _TO_DAEMON: Mapping[str, Type[Any]] = {
 
 def encode(message: Message) -> bytes:
     """One line, newline included. Raises ProtocolError when it would be longer than the peer accepts."""
-    line = _line({"op": message.op, **_plain(message)})
+    line = encode_object({"op": message.op, **_plain(message)})
     if len(line) > LINE_BYTES:
         raise ProtocolError(f"a message of {len(line)} bytes, at most {LINE_BYTES} fit")
     return line
@@ -320,116 +316,27 @@ def decode_exec_done(line: bytes) -> ExecDone:
     return done
 
 
-# --- JSON that is checked
+def _states(value: Any) -> Tuple[ProcessState, ...]:
+    if not isinstance(value, list) or len(value) > PROCESS_LIMIT or not all(isinstance(item, dict) for item in value):
+        raise ValueError("a list of processes")
+    return tuple(build(ProcessState, item) for item in value)
 
 
-def _line(value: Json) -> bytes:
-    # ASCII only: file names and arguments may hold lone surrogates, which survive as escapes.
-    return json.dumps(value, separators=(",", ":")).encode("ascii") + b"\n"
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _parse(line: bytes) -> Json:
-    try:
-        value = json.loads(line, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        raise ProtocolError(f"not a line of JSON: {type(error).__name__}") from error
-    if not isinstance(value, dict):
-        raise ProtocolError("not a JSON object")
-    return value
+CHECKS["Tuple[ProcessState, ...]"] = _states
 
 
 def _message(kinds: Mapping[str, Type[Any]], line: bytes) -> Any:
-    told = _parse(line)
+    told = parse_object(line)
     op = told.pop("op", None)
     kind = kinds.get(op) if isinstance(op, str) else None
     if kind is None:
         raise ProtocolError("a message whose op is none of " + ", ".join(kinds))
-    return _build(kind, told)
+    return build(kind, told)
 
 
 def _plain(message: Any) -> Json:
     out = {}
     for item in fields(message):
         value = getattr(message, item.name)
-        if item.name == "processes":
-            value = [_plain(each) for each in value]
-        out[item.name] = value
+        out[item.name] = [_plain(each) for each in value] if item.name == "processes" else value
     return out
-
-
-def _build(kind: Type[Any], told: Json) -> Any:
-    values = {}
-    for item in fields(kind):
-        if item.name in told:
-            try:
-                values[item.name] = _CHECKS[str(item.type)](told[item.name])
-            except ValueError as error:
-                raise ProtocolError(f"{kind.__name__}.{item.name} is not {error}") from None
-        elif item.default is MISSING and item.default_factory is MISSING:
-            raise ProtocolError(f"{kind.__name__} without {item.name}")
-    return kind(**values)
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str) or "\0" in value:
-        raise ValueError("a text")
-    return value
-
-
-def _truth(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError("true or false")
-    return value
-
-
-def _whole(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or abs(value) >= 1 << 62:
-        raise ValueError("an integer")
-    return value
-
-
-def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 1e12:
-        raise ValueError("a number")
-    return float(value)
-
-
-def _texts(value: Any) -> Tuple[str, ...]:
-    if not isinstance(value, list):
-        raise ValueError("a list of texts")
-    return tuple(_text(item) for item in value)
-
-
-def _variables(value: Any) -> Dict[str, str]:
-    if not isinstance(value, dict) or not all(key and "=" not in key for key in value):
-        raise ValueError("an object of variables")
-    return {_text(key): _text(item) for key, item in value.items()}
-
-
-def _sizes(value: Any) -> Dict[str, int]:
-    if not isinstance(value, dict) or len(value) > PROCESS_LIMIT:
-        raise ValueError("an object of sizes")
-    return {key: _whole(item) for key, item in value.items()}
-
-
-def _states(value: Any) -> Tuple[ProcessState, ...]:
-    if not isinstance(value, list) or len(value) > PROCESS_LIMIT or not all(isinstance(item, dict) for item in value):
-        raise ValueError("a list of processes")
-    return tuple(_build(ProcessState, item) for item in value)
-
-
-_CHECKS: Mapping[str, Callable[[Any], Any]] = {
-    "str": _text,
-    "bool": _truth,
-    "int": _whole,
-    "float": _number,
-    "Tuple[str, ...]": _texts,
-    "Dict[str, str]": _variables,
-    "Dict[str, int]": _sizes,
-    "Tuple[ProcessState, ...]": _states,
-}
-"""By a field's annotation, as it is spelled above."""

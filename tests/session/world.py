@@ -108,7 +108,7 @@ def _place(tx: Tx) -> None:
 async def open_world(path: Path, *, agent: FakeAgent | None = None) -> AsyncIterator[World]:
     """``agent`` from a world that was left before: as a container survives its daemon."""
     feed = Feed()
-    async with trio.open_nursery() as nursery, open_store(path / "oubliette.db", publish=feed.publish) as store:
+    async with open_store(path / "oubliette.db", publish=feed.publish) as store, trio.open_nursery() as nursery:
         await store.write(_place)
         agent = agent or FakeAgent(nursery)
         agent._nursery = nursery

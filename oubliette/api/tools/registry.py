@@ -74,6 +74,8 @@ class Action:
     prose: Callable[[Json], str] | None = None
     page: str | None = None
     items: str = ""
+    unkept: frozenset[str] = frozenset()
+    """Members of the result that are shown once and never stored for a retry."""
 
     @property
     def key(self) -> str:
@@ -112,7 +114,7 @@ class Outcome:
 
 
 class Registry:
-    """The table. Raises LookupError for an action that the permission table does not know."""
+    """The table. Raises KeyError for an action that the permission table does not know."""
 
     def __init__(self, tools: Iterable[Tool]) -> None:
         self._tools = {tool.name: tool for tool in tools}
@@ -136,7 +138,7 @@ class Registry:
 
     def _list(self, principal: Principal, split: bool) -> Iterable[ToolSchema]:
         for tool in self._tools.values():
-            mine = [action for action in tool.actions if access.may_ever(principal, action.key)]
+            mine = [action for action in tool.actions if access.allowed(principal, action.key)]
             groups = {tool.name: mine}
             if split and any(action.writes for action in mine):
                 groups = {
@@ -191,7 +193,7 @@ class Registry:
         reads_only = tool is None and tool_name.endswith(READ_SUFFIX)
         if reads_only:
             tool = self._tools.get(tool_name.removesuffix(READ_SUFFIX))
-        actions = [a for a in tool.actions if access.may_ever(principal, a.key)] if tool else []
+        actions = [a for a in tool.actions if access.allowed(principal, a.key)] if tool else []
         if reads_only:
             actions = [action for action in actions if not action.writes]
         if tool is None or not actions:
@@ -237,7 +239,9 @@ class Registry:
         if args.request_key is None:
             return await effect()
         with trio.move_on_after(EFFECT_SECONDS, shield=True):
-            return await call.shared.keys.once(call.principal, action.tool, action.name, args, effect)
+            return await call.shared.keys.once(
+                call.principal, action.tool, action.name, args, effect, unkept=action.unkept
+            )
         raise RequestError("timed_out", f"{action.key} took longer than {EFFECT_SECONDS} s.", retryable=True)
 
     async def _sized(self, call: Call, action: Action, args: Args, data: Json) -> Json:

@@ -1,0 +1,54 @@
+"""What the doors need from the rest of the daemon; the composition root fills it in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal, Protocol
+
+from oubliette import clock
+from oubliette.config import Config
+from oubliette.core.model import Json, Principal
+from oubliette.session.feed import Feed
+from oubliette.session.requests import MessageArgs, SpawnArgs
+from oubliette.store.database import Store
+
+
+class Sessions(Protocol):
+    """The session tree, as far as callers reach it."""
+
+    async def spawn(self, principal: Principal, args: SpawnArgs) -> Json: ...
+
+    async def message(self, principal: Principal, args: MessageArgs) -> Json: ...
+
+    async def wait(
+        self, principal: Principal, session_ids: Sequence[str], any_one: bool, timeout_seconds: float
+    ) -> Json: ...
+
+    async def interrupt(self, principal: Principal, session_id: str) -> Json: ...
+
+    async def end(self, principal: Principal, session_id: str, how: Literal["completed", "cancelled"]) -> Json: ...
+
+    async def answer(
+        self,
+        principal: Principal,
+        request_id: str,
+        reply: str | None,
+        answers: dict[str, list[str]] | None,
+        message: str | None = None,
+    ) -> Json: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """Nothing in here is owned by the doors."""
+
+    config: Config
+    store: Store
+    feed: Feed
+    tree: Sessions
+    version: str
+    readiness: Callable[[], str | None] = lambda: None
+    """None when ready, else the reason that ``/ready`` gives."""
+    now: Callable[[], datetime] = clock.now

@@ -1,0 +1,129 @@
+"""What a call is about, looked up in the store, and whether its principal may: asked once, before any handler."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from oubliette.api.tools.fields import Args, invalid
+from oubliette.core import access
+from oubliette.core.model import Principal, ProjectRow, SessionRow, WorkspaceRow
+from oubliette.store import projects, requests, sessions, workspaces
+from oubliette.store.database import Tx
+
+if TYPE_CHECKING:
+    from oubliette.api.services import Services
+
+
+class Target(StrEnum):
+    """Which arguments name what a call is about."""
+
+    NONE = "none"
+    """Nothing, or everything that the principal may see."""
+    PROJECT = "project"
+    """``project_id``, or the project of ``workspace_id``, or the principal's own."""
+    LISTED = "listed"
+    """The same, but none of them means: everything that the principal may see."""
+    SESSION = "session"
+    SESSIONS = "sessions"
+    SESSION_OR_PROJECT = "session or project"
+    REQUEST = "request"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What a call is about. ``project`` and ``workspace`` are set when the arguments led there."""
+
+    project_id: str | None = None
+    project: ProjectRow | None = None
+    workspace: WorkspaceRow | None = None
+    sessions: tuple[SessionRow, ...] = ()
+    target: str | None = None
+    """The id that the audit log names."""
+
+    @property
+    def session(self) -> SessionRow:
+        return self.sessions[0]
+
+
+NOWHERE: Final = Place()
+
+
+async def locate(services: Services, principal: Principal, action: str, target: Target, args: Args) -> Place:
+    """Find the target and ask the permission table. Raises RequestError not_found or permission_denied."""
+    return await services.store.read(
+        partial(find, principal=principal, action=action, target=target, wanted=args.model_dump(include=_NAMING))
+    )
+
+
+_NAMING: Final = {"project_id", "workspace_id", "session_id", "session_ids", "request_id"}
+
+
+def find(tx: Tx, principal: Principal, action: str, target: Target, wanted: dict[str, object]) -> Place:
+    """The query behind ``locate``; one reader for all lookups of a call."""
+    if target is Target.SESSION_OR_PROJECT and principal.kind == "session":
+        target = Target.SESSION
+    session_ids = _session_ids(tx, action, target, wanted)
+    if session_ids:
+        rows = tuple(_session(tx, principal, action, one) for one in session_ids)
+        return Place(rows[0].project_id, sessions=rows, target=session_ids[0])
+    if target is Target.NONE:
+        access.check(principal, action, None)
+        return NOWHERE
+    return _project(tx, principal, action, target, wanted)
+
+
+def _session_ids(tx: Tx, action: str, target: Target, wanted: dict[str, object]) -> list[str]:
+    if target is Target.REQUEST:
+        request = requests.get(tx, str(wanted.get("request_id")))
+        if request is None:
+            raise access.no_such("request")
+        return [request.session_id]
+    if target in (Target.SESSION, Target.SESSIONS, Target.SESSION_OR_PROJECT):
+        named = wanted.get("session_ids") or wanted.get("session_id")
+        if isinstance(named, list):
+            return list(dict.fromkeys(str(one) for one in named))
+        if named is not None:
+            return [str(named)]
+        if target is not Target.SESSION_OR_PROJECT:
+            name = "session_ids" if target is Target.SESSIONS else "session_id"
+            raise invalid(name, f"is needed by {action.replace('.', ' ')}")
+    return []
+
+
+def _session(tx: Tx, principal: Principal, action: str, session_id: str) -> SessionRow:
+    row = sessions.get(tx, session_id)
+    own = principal.scope.session_id
+    below = row is not None and own is not None and own in sessions.ancestors(tx, session_id)
+    access.check(principal, action, row.project_id if row is not None else None, session_in_subtree=below)
+    if row is None:
+        raise access.no_such("session")
+    return row
+
+
+def _project(tx: Tx, principal: Principal, action: str, target: Target, wanted: dict[str, object]) -> Place:
+    named, workspace_id = wanted.get("project_id"), wanted.get("workspace_id")
+    workspace = workspaces.get(tx, str(workspace_id)) if workspace_id is not None else None
+    project_id = str(named) if named is not None else workspace.project_id if workspace else principal.scope.project_id
+    if project_id is None and workspace_id is None and target is Target.LISTED:
+        access.check(principal, action, None)
+        return NOWHERE
+    if project_id is None and workspace_id is None:
+        access.check(principal, action, None)
+        raise invalid("project_id", f"is needed by {action.replace('.', ' ')}")
+    project = projects.get(tx, project_id) if project_id is not None else None
+    own = principal.scope.session_id
+    within = workspace_id is None or (own is not None and _in_own_tree(tx, own, str(workspace_id)))
+    access.check(principal, action, project.project_id if project else None, session_in_subtree=within)
+    if project is None:
+        raise access.no_such("project" if workspace_id is None else "workspace")
+    if workspace_id is not None and (workspace is None or workspace.project_id != project.project_id):
+        raise access.no_such("workspace")
+    return Place(project.project_id, project, workspace, target=str(workspace_id or project.project_id))
+
+
+def _in_own_tree(tx: Tx, session_id: str, workspace_id: str) -> bool:
+    """Whether an agent's own session, or one below it, works in that workspace."""
+    return any(row.workspace_id == workspace_id for row in sessions.subtree(tx, session_id))

@@ -10,7 +10,8 @@ MASK = b"[key removed]"
 
 _KEY_LIKE = re.compile(
     rb"""(?x)
-    (?: \b(?:sk|pk|rk|gsk|xai|oub|ghp|gho|ghs|hf|nvapi|key|AIza|ya29|github_pat|AKIA) [-_.A-Za-z0-9*]* [-_*A-Za-z0-9]{8,}
+    (?: \b(?:sk|pk|rk|gsk|xai|oub|ghp|gho|ghs|hf|nvapi|key|AIza|ya29|github_pat|AKIA)
+        [-_.A-Za-z0-9*]* [-_*A-Za-z0-9]{8,}
       | (?i:bearer) \s+ [-_.~+/=*A-Za-z0-9]{8,}
       | \b[-_A-Za-z0-9]{0,12}\*{3,}[-_A-Za-z0-9]{0,12}
     )"""

@@ -6,7 +6,7 @@ import json
 
 from oubliette.core.model import Json, ModelUsage
 from oubliette.gateway.scripted import ToolCall
-from oubliette.gateway.scripted_wire import Encoder, Fresh
+from oubliette.gateway.scripted_encoder import Encoder, Fresh
 
 
 class ResponsesEncoder(Encoder):

@@ -1,76 +1,18 @@
-"""How the scripted model's answers look on each wire. Pure: pauses and cuts are handed to the caller.
-
-An encoder turns the parts of an answer into server-sent events; ``stream`` drives it. A whole answer that is not
-streamed is made from the same parts by ``whole``.
-"""
+"""How the scripted model's answers look on each wire, faithfully enough for the providers' own SDKs."""
 
 from __future__ import annotations
 
 import json
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 from oubliette.core.model import Json, ModelUsage
 from oubliette.gateway.models import Wire
-from oubliette.gateway.scripted import Answer, Cut, Pause, Text, Thought, ToolCall
-
-Fresh = Callable[[int], str]
-"""Random hexadecimal digits, for ids."""
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """What the caller does next: send ``data``, wait, or end the connection there."""
-
-    data: bytes = b""
-    pause_seconds: float = 0.0
-    cut: bool = False
-
-
-class Encoder(ABC):
-    """The events of one answer. Texts of one kind that follow each other are one part."""
-
-    def __init__(self, model: str, usage: ModelUsage, created: int, fresh: Fresh) -> None:
-        self.model = model
-        self.usage = usage
-        self.created = created
-        self.fresh = fresh
-
-    @abstractmethod
-    def begin(self) -> list[Json]: ...
-
-    @abstractmethod
-    def open(self, kind: str) -> list[Json]:
-        """A part of ``text`` or ``thought`` begins."""
-
-    @abstractmethod
-    def delta(self, kind: str, text: str) -> list[Json]: ...
-
-    @abstractmethod
-    def close(self, kind: str) -> list[Json]: ...
-
-    @abstractmethod
-    def call(self, call: ToolCall) -> list[Json]: ...
-
-    @abstractmethod
-    def end(self, *, calls: bool) -> list[Json]: ...
-
-    @abstractmethod
-    def whole(self, thoughts: str, text: str, calls: list[ToolCall]) -> Json:
-        """The answer as one object."""
-
-    def frame(self, event: Json) -> bytes:
-        return b"data: " + _dump(event) + b"\n\n"
-
-    def trailer(self) -> bytes:
-        return b""
+from oubliette.gateway.scripted import ToolCall
+from oubliette.gateway.scripted_encoder import Encoder, Fresh, cut_up
+from oubliette.gateway.scripted_responses import ResponsesEncoder
 
 
 def encoder(wire: Wire, model: str, usage: ModelUsage, created: int, fresh: Fresh) -> Encoder:
     """The encoder of that wire."""
-    from oubliette.gateway.scripted_responses import ResponsesEncoder  # noqa: PLC0415  # it builds on this module
-
     kinds: dict[Wire, type[Encoder]] = {
         Wire.ANTHROPIC: AnthropicEncoder,
         Wire.OPENAI: ResponsesEncoder,
@@ -78,69 +20,6 @@ def encoder(wire: Wire, model: str, usage: ModelUsage, created: int, fresh: Fres
         Wire.CHAT: ChatEncoder,
     }
     return kinds[wire](model, usage, created, fresh)
-
-
-def stream(made: Encoder, answer: Answer) -> Iterator[Piece]:
-    """The answer as server-sent events."""
-    open_kind: str | None = None
-
-    def events(listed: list[Json]) -> Iterator[Piece]:
-        for event in listed:
-            yield Piece(made.frame(event))
-
-    yield from events(made.begin())
-    for action in answer.actions:
-        kind = {Text: "text", Thought: "thought"}.get(type(action))
-        if open_kind is not None and open_kind != kind and not isinstance(action, Pause):
-            yield from events(made.close(open_kind))
-            open_kind = None
-        if isinstance(action, Text | Thought) and kind is not None:
-            joined = "\n" + action.text if open_kind else action.text
-            if open_kind is None:
-                yield from events(made.open(kind))
-                open_kind = kind
-            pieces, pause = (action.pieces, action.pause_seconds) if isinstance(action, Text) else (1, 0.0)
-            for number, part in enumerate(_cut_up(joined, pieces)):
-                if number and pause:
-                    yield Piece(pause_seconds=pause)
-                yield from events(made.delta(kind, part))
-        elif isinstance(action, ToolCall):
-            yield from events(made.call(action))
-        elif isinstance(action, Pause):
-            yield Piece(pause_seconds=action.seconds)
-        elif isinstance(action, Cut):
-            yield Piece(cut=True)
-            return
-    if open_kind is not None:
-        yield from events(made.close(open_kind))
-    yield from events(made.end(calls=answer.calls))
-    if trailer := made.trailer():
-        yield Piece(trailer)
-
-
-def whole(made: Encoder, answer: Answer) -> Iterator[Piece]:
-    """The answer as one JSON body, after all its pauses; a cut one stops in the middle."""
-    for action in answer.actions:
-        if isinstance(action, Pause):
-            yield Piece(pause_seconds=action.seconds)
-    texts = [action.text for action in answer.actions if isinstance(action, Text)]
-    thoughts = [action.text for action in answer.actions if isinstance(action, Thought)]
-    calls = [action for action in answer.actions if isinstance(action, ToolCall)]
-    body = _dump(made.whole("\n".join(thoughts), "\n".join(texts), calls))
-    if any(isinstance(action, Cut) for action in answer.actions):
-        yield Piece(body[: len(body) // 2])
-        yield Piece(cut=True)
-    else:
-        yield Piece(body)
-
-
-def _cut_up(text: str, pieces: int) -> list[str]:
-    size = max(1, -(-len(text) // pieces))
-    return [text[at : at + size] for at in range(0, len(text), size)]
-
-
-def _dump(value: Json) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
 
 
 class AnthropicEncoder(Encoder):
@@ -175,7 +54,7 @@ class AnthropicEncoder(Encoder):
         start = self._start(block)
         arguments = [
             self._delta({"type": "input_json_delta", "partial_json": part})
-            for part in ("", *_cut_up(json.dumps(call.arguments), 2))
+            for part in ("", *cut_up(json.dumps(call.arguments), 2))
         ]
         return [start, *arguments, {"type": "content_block_stop", "index": self._index}]
 
@@ -250,7 +129,7 @@ class ChatEncoder(Encoder):
         function = {"name": call.name, "arguments": ""}
         start = {"index": self._calls, "id": "call_" + self.fresh(24), "type": "function", "function": function}
         parts = [
-            {"index": self._calls, "function": {"arguments": part}} for part in _cut_up(json.dumps(call.arguments), 2)
+            {"index": self._calls, "function": {"arguments": part}} for part in cut_up(json.dumps(call.arguments), 2)
         ]
         return [self._chunk({"tool_calls": [part]}) for part in (start, *parts)]
 

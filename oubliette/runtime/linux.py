@@ -4,12 +4,13 @@ Standard library only, and little of it: the programs that stand between daemon 
 ``sandbox_enter``) import it too, outside of any environment. Every call raises OSError; none blocks.
 """
 
+# ruff: noqa: PTH  (pathlib would double what such a program loads)
+
 from __future__ import annotations
 
 import ctypes
 import fcntl
 import os
-import platform
 import signal
 
 CLONE_NEWNS = 0x00020000
@@ -100,9 +101,9 @@ def join_new_session_keyring() -> None:
 
     A kernel without keyrings (ENOSYS) has nothing to leave.
     """
-    number = _SYS_KEYCTL.get(platform.machine())
+    number = _SYS_KEYCTL.get(os.uname().machine)
     if number is None:
-        raise OSError(f"keyctl: unknown machine {platform.machine()}")
+        raise OSError(f"keyctl: unknown machine {os.uname().machine}")
     try:
         _syscall(number, "keyctl", _KEYCTL_JOIN_SESSION_KEYRING, 0)
     except OSError as error:

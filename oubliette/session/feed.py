@@ -18,9 +18,9 @@ BACKLOG_EVENTS = 1000
 class Subscription:
     """One watcher's bounded backlog. ``overflowed`` set: events were missed, read them from the store again."""
 
-    def __init__(self, wants: Callable[[EventRow], bool], deltas: frozenset[str]) -> None:
+    def __init__(self, wants: Callable[[EventRow], bool], deltas: Callable[[str], bool]) -> None:
         self._wants = wants
-        self.deltas = deltas
+        self.wants_deltas = deltas
         self._items: deque[EventRow | tuple[str, int, AgentDelta]] = deque()
         self._wake = trio.Event()
         self.overflowed = False
@@ -36,7 +36,7 @@ class Subscription:
         self._wake.set()
 
     def offer_delta(self, session_id: str, turn: int, delta: AgentDelta) -> None:
-        if session_id in self.deltas and len(self._items) < BACKLOG_EVENTS:
+        if self.wants_deltas(session_id) and len(self._items) < BACKLOG_EVENTS:
             self._items.append((session_id, turn, delta))
             self._wake.set()
 
@@ -71,17 +71,20 @@ class Feed:
 
     def publish_delta(self, session_id: str, turn: int, delta: AgentDelta) -> None:
         """A preview, for those who asked for previews."""
-        for subscription in self._by_session.get(session_id, ()):
+        for subscription in self._watching(session_id):
             subscription.offer_delta(session_id, turn, delta)
 
     def wants_deltas(self, session_id: str) -> bool:
-        return any(session_id in subscription.deltas for subscription in self._by_session.get(session_id, ()))
+        return any(subscription.wants_deltas(session_id) for subscription in self._watching(session_id))
+
+    def _watching(self, session_id: str) -> Iterator[Subscription]:
+        yield from self._by_session.get(session_id, ())
+        yield from self._subscriptions
 
     @contextmanager
     def subscribe_session(self, session_id: str, *, deltas: bool = False) -> Iterator[Subscription]:
         """Events of one session (the cheap and common case)."""
-        chosen = frozenset({session_id}) if deltas else frozenset[str]()
-        subscription = Subscription(lambda _event: True, chosen)
+        subscription = Subscription(lambda _event: True, lambda _session_id: deltas)
         watchers = self._by_session.setdefault(session_id, set())
         watchers.add(subscription)
         try:
@@ -92,9 +95,12 @@ class Feed:
                 self._by_session.pop(session_id, None)
 
     @contextmanager
-    def subscribe(self, wants: Callable[[EventRow], bool]) -> Iterator[Subscription]:
-        """Events for which ``wants`` is true (a tree, a project, everything). ``wants`` must be quick."""
-        subscription = Subscription(wants, frozenset())
+    def subscribe(
+        self, wants: Callable[[EventRow], bool], *, deltas: Callable[[str], bool] = lambda _session_id: False
+    ) -> Iterator[Subscription]:
+        """Events for which ``wants`` is true (a tree, a project, everything), and previews of the sessions for which
+        ``deltas`` is. Both must be quick."""
+        subscription = Subscription(wants, deltas)
         self._subscriptions.add(subscription)
         try:
             yield subscription

@@ -12,6 +12,7 @@ from typing import Literal
 
 from oubliette.core.events import (
     child_ended_event,
+    child_spawned_event,
     completion_event,
     status_event,
     system_event,
@@ -36,6 +37,7 @@ from oubliette.core.model import (
 from oubliette.core.session_state import SessionEvent
 from oubliette.errors import Limit, RequestError
 from oubliette.session.ask_units import resolve_request
+from oubliette.session.limits import check_room, check_tree
 from oubliette.session.requests import SpawnArgs, TurnArgs
 from oubliette.session.status import move, require_session
 from oubliette.store import attachments, events, model_requests, projects, requests, sessions, turns, workspaces
@@ -43,7 +45,6 @@ from oubliette.store.attachments import AttachmentRow
 from oubliette.store.database import Tx
 
 MAX_QUEUED = 50
-MAX_OPEN_SESSIONS = 500
 TITLE_LENGTH = 80
 
 
@@ -100,8 +101,14 @@ def spawn(tx: Tx, new: NewSession) -> Accepted:
                 field="external_id",
                 candidates=[taken[0].session_id],
             )
-    _check_room(tx)
+    check_room(tx)
     parent = require_session(tx, args.parent_id) if args.parent_id else None
+    if parent is not None:
+        if parent.ending is not None or not parent.open:
+            raise RequestError("conflict", "The parent is being ended or has ended.", field="parent_id")
+        if parent.project_id != new.project_id:
+            raise RequestError("conflict", "A tree stays in one project.", field="project_id")
+        check_tree(tx, parent)
     root_id = parent.root_id if parent else new.session_id
     settings: Json = {"principal_scope": str(new.principal.scope)}
     turn_settings = overrides_of(args.turn)
@@ -134,20 +141,12 @@ def spawn(tx: Tx, new: NewSession) -> Accepted:
     )
     sessions.insert(tx, row)
     workspaces.update(tx, new.workspace_id, last_session_at=new.at)
+    if parent is not None:
+        spawned = child_spawned_event(None, row.session_id, row.title)
+        events.append(tx, parent.session_id, replace(spawned, ts=new.at))
     events.append(tx, row.session_id, replace(status_event(None, row.status), ts=new.at))
     accepted = enqueue(tx, row.session_id, replace(args.turn), new.principal, new.at, overrides=turn_settings)
     return replace(accepted, created=True)
-
-
-def _check_room(tx: Tx) -> None:
-    used = sessions.open_count(tx)
-    if used >= MAX_OPEN_SESSIONS:
-        raise RequestError(
-            "limit_reached",
-            f"{MAX_OPEN_SESSIONS} sessions are open, which is all this daemon holds.",
-            hint="End some with session end or session cleanup.",
-            limit=Limit("open_sessions", MAX_OPEN_SESSIONS, used),
-        )
 
 
 def title_of(message: str) -> str:
@@ -188,7 +187,7 @@ def enqueue(
             limit=Limit("queued_messages", MAX_QUEUED, waiting),
         )
     if not row.open:
-        _check_room(tx)
+        check_room(tx)
         sessions.update(tx, session_id, ending=None, error=None)
         events.append(tx, session_id, replace(system_event("reopened"), ts=at))
         row = replace(row, ending=None)

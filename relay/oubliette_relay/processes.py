@@ -17,7 +17,7 @@ from oubliette_relay.marks import KILL_SECONDS, kill_marked, memory_of
 from oubliette_relay.protocol import ProcessState
 
 LINE_CHARACTERS = 1000
-"""A longer line of a process's stderr is kept in pieces."""
+"""Of a longer line of a process's stderr only the beginning is kept."""
 LAST_WORDS_SECONDS = 0.3
 """After a process has ended: how long others may still write to the pipes that it left."""
 _PIECE = 1 << 16
@@ -140,9 +140,7 @@ class LastLines:
         self._copy(data)
         *lines, self._unfinished = (self._unfinished + data).split(b"\n")
         self._lines.extend(line[:LINE_CHARACTERS] for line in lines[-protocol.STDERR_LINES :])
-        while len(self._unfinished) > LINE_CHARACTERS:
-            self._lines.append(self._unfinished[:LINE_CHARACTERS])
-            self._unfinished = self._unfinished[LINE_CHARACTERS:]
+        self._unfinished = self._unfinished[:LINE_CHARACTERS]
 
     def text(self) -> str:
         kept = b"\n".join([*self._lines, self._unfinished] if self._unfinished else self._lines)

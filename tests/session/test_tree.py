@@ -45,7 +45,7 @@ async def _family(world: World, text: str, *, wide: int, deep: int) -> list[str]
 
 
 async def test_cancelling_a_parent_stops_all_below_it(tmp_path: Path) -> None:
-    async with open_world(tmp_path) as world:
+    async with open_world(tmp_path, defaults={"limits": {"max_active_sessions": 50}}) as world:
         ids = await _family(world, "sleep", wide=4, deep=3)
         for one in ids:
             await world.until(one, "running")
@@ -181,3 +181,46 @@ async def test_a_message_without_a_session_finds_the_only_one_or_says_which_ther
             await world.tree.message(ADMIN, MessageArgs(TurnArgs("say four"), project_id=PROJECT))
         assert caught.value.code == "ambiguous"
         assert set(caught.value.candidates or ()) == {one, two}
+
+
+@pytest.mark.parametrize(
+    ("limits", "name", "used"),
+    [
+        ({"max_recursion_depth": 1, "max_active_sessions": 50}, "max_recursion_depth", 1),
+        ({"max_agents_per_session": 5, "max_active_sessions": 50}, "max_agents_per_session", 5),
+        ({"max_active_sessions": 4}, "max_active_sessions", 4),
+    ],
+)
+async def test_a_limit_of_a_tree_is_reached_exactly_and_never_exceeded(
+    tmp_path: Path, limits: dict[str, int], name: str, used: int
+) -> None:
+    refused = []
+    async with open_world(tmp_path, defaults={"limits": limits}) as world:
+        root = await world.new("sleep")
+        child = await world.new("sleep", parent=root)
+        parent = child if name == "max_recursion_depth" else root
+
+        async def one() -> None:
+            try:
+                await world.new("sleep", parent=parent)
+            except RequestError as error:
+                refused.append(error)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(20):
+                nursery.start_soon(one)
+        rows = await world.store.read(partial(sessions.subtree, session_id=root))
+        assert len(rows) == (2 if name == "max_recursion_depth" else limits[name])
+        assert {error.code for error in refused} == {"limit_reached"}
+        assert {error.limit.name for error in refused if error.limit} == {name}
+        assert {error.limit.used for error in refused if error.limit} == {used}
+
+
+async def test_a_child_is_announced_before_anything_of_it(tmp_path: Path) -> None:
+    async with open_world(tmp_path) as world:
+        root = await world.new("sleep")
+        child = await world.new("say hi", parent=root)
+        await world.settle(child)
+        announced = [event.seq for event in await world.log(root) if event.type is EventType.CHILD_SPAWNED]
+        first = (await world.log(child))[0].seq
+        assert announced[0] < first

@@ -148,8 +148,7 @@ async def test_an_ask_waits_for_an_answer_and_the_first_one_wins(tmp_path: Path)
 
 
 async def test_an_ask_that_nobody_answers_is_rejected_in_time(tmp_path: Path) -> None:
-    async with open_world(tmp_path) as world:
-        world.deps.config.defaults.agent.__dict__["ask_timeout_minutes"] = 0.005
+    async with open_world(tmp_path, defaults={"agent": {"ask_timeout_minutes": 0.005}}) as world:
         one = await world.new("ask")
         await world.until(one, "idle")
         [done] = await world.settle(one)

@@ -49,7 +49,9 @@ class World:
     container: FakeContainer
     deps: Deps
 
-    async def spawn(self, text: str, *, parent: str | None = None, principal: Principal = ADMIN, **more: object) -> Json:
+    async def spawn(
+        self, text: str, *, parent: str | None = None, principal: Principal = ADMIN, **more: object
+    ) -> Json:
         args = SpawnArgs(TurnArgs(text, model="scripted"), PROJECT, parent_id=parent, **more)  # type: ignore[arg-type]
         return await self.tree.spawn(principal, args)
 
@@ -105,7 +107,9 @@ def _place(tx: Tx) -> None:
 
 
 @asynccontextmanager
-async def open_world(path: Path, *, agent: FakeAgent | None = None) -> AsyncIterator[World]:
+async def open_world(
+    path: Path, *, agent: FakeAgent | None = None, defaults: Json | None = None
+) -> AsyncIterator[World]:
     """``agent`` from a world that was left before: as a container survives its daemon."""
     feed = Feed()
     async with open_store(path / "oubliette.db", publish=feed.publish) as store, trio.open_nursery() as nursery:
@@ -123,7 +127,7 @@ async def open_world(path: Path, *, agent: FakeAgent | None = None) -> AsyncIter
         deps = Deps(
             store=store,
             feed=feed,
-            config=Config(),
+            config=Config.model_validate({"defaults": defaults or {}}),
             lease=container.lease,  # type: ignore[arg-type]
             place_ready=nothing,
             cut_model=lambda _session_id: None,

@@ -1,0 +1,58 @@
+"""The limits of a tree, checked in the unit that spawns: exact, because that unit is the only way in."""
+
+from __future__ import annotations
+
+from oubliette.core.model import Json, SessionRow
+from oubliette.errors import Limit, RequestError
+from oubliette.store import sessions
+from oubliette.store.database import Tx
+
+MAX_OPEN_SESSIONS = 500
+"""Open sessions of the whole daemon."""
+AT_WORK = ("starting", "running", "waiting", "paused")
+
+
+def check_room(tx: Tx) -> None:
+    """Raises RequestError limit_reached when the daemon holds as many open sessions as it may."""
+    used = sessions.open_count(tx)
+    if used >= MAX_OPEN_SESSIONS:
+        raise RequestError(
+            "limit_reached",
+            f"{MAX_OPEN_SESSIONS} sessions are open, which is all this daemon holds.",
+            hint="End some with session end.",
+            limit=Limit("open_sessions", MAX_OPEN_SESSIONS, used),
+        )
+
+
+def check_tree(tx: Tx, parent: SessionRow) -> None:
+    """Raises RequestError limit_reached when a child of ``parent`` would be too deep or one too many in its tree."""
+    root = parent if parent.depth == 0 else sessions.get(tx, parent.root_id)
+    limits: Json = root.limits if root is not None else parent.limits
+    depth = parent.depth + 1
+    deepest = limits.get("max_recursion_depth")
+    if deepest is not None and depth > deepest:
+        raise RequestError(
+            "limit_reached",
+            f"The tree may be {deepest} levels deep; this child would be on level {depth}.",
+            hint="Do the work here, or give it to an existing session.",
+            limit=Limit("max_recursion_depth", deepest, parent.depth),
+        )
+    counts = sessions.tree_counts(tx, parent.root_id)
+    agents = limits.get("max_agents_per_session")
+    if agents is not None and counts["total"] >= agents:
+        raise RequestError(
+            "limit_reached",
+            f"The tree may hold {agents} agents; {counts['total']} exist.",
+            hint="Message an existing child instead, or ask for a higher max_agents_per_session.",
+            limit=Limit("max_agents_per_session", agents, counts["total"]),
+        )
+    active = limits.get("max_active_sessions")
+    working = sum(counts[status] for status in AT_WORK)
+    if active is not None and working >= active:
+        raise RequestError(
+            "limit_reached",
+            f"{active} sessions of the tree may be at work at once; {working} are.",
+            hint="Wait for some with session wait.",
+            retryable=True,
+            limit=Limit("max_active_sessions", active, working),
+        )

@@ -51,8 +51,8 @@ class _CancelAtStep(trio.abc.Instrument):
 
 
 async def cancel_sweep(subject: Subject, *, seconds_each: float = 30, every: int = 1) -> int:
-    """Sweep over ``subject``, which gives a fresh operation and the check for what it leaves. Returns the number of runs
-    that were cut. ``every`` > 1 takes every n-th step of an operation that is long.
+    """Sweep over ``subject``, which gives a fresh operation and the check for what it leaves. Returns the number of
+    runs that were cut. ``every`` > 1 takes every n-th step of an operation that is long.
 
     The check runs outside the cancelled scope, and so does the subject's own clean-up.
     """

@@ -11,6 +11,7 @@ from oubliette.errors import OublietteError, RequestError
 RPC_UNAUTHENTICATED: Final = -32001
 RPC_RATE_LIMITED: Final = -32029
 RPC_INVALID_PARAMS: Final = -32602
+RPC_INVALID_REQUEST: Final = -32600
 
 STATUS: Final = MappingProxyType(
     {
@@ -84,6 +85,13 @@ def error_text(shape: Json) -> str:
 
 def http_status(shape: Json) -> int:
     return STATUS[known_code(shape["code"])]
+
+
+def http_error(status: int, message: str, request_id: str, hint: str = "") -> Json:
+    """The body for what HTTP itself refuses (404, 405, 413, 415, …): SHAPES' error with the nearest code of ours."""
+    codes = {404: "not_found", 408: "timed_out", 413: "too_large", 429: "rate_limited"}
+    code = codes.get(status, "invalid_argument" if status < 500 else "internal")
+    return error_shape(RequestError(code, message, hint=hint), request_id)
 
 
 def rpc_error(code: int, shape: Json) -> Json:

@@ -8,10 +8,9 @@ is dropped.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Final
 
 import trio
@@ -20,10 +19,8 @@ from oubliette.agent.base import AgentDelta
 from oubliette.api.frames import Cursor, Frames, frame
 from oubliette.api.metrics import STREAM_EVENTS, STREAMS_DROPPED
 from oubliette.api.shared import Shared
-from oubliette.core.events import event_shape
 from oubliette.core.limits import KIB
 from oubliette.core.model import EventRow, EventType, Json, Principal
-from oubliette.errors import RequestError
 from oubliette.session.feed import Feed, Subscription
 from oubliette.store import events, sessions
 from oubliette.store.database import Tx
@@ -52,32 +49,6 @@ class StreamArgs:
     @property
     def cursor(self) -> Cursor:
         return "seq" if self.children else "index"
-
-
-@dataclass(frozen=True, slots=True)
-class Position:
-    """Where a log stands for a stream: what is kept, and whether more can come."""
-
-    oldest: int
-    newest: int
-    open: bool
-
-
-def position(tx: Tx, args: StreamArgs) -> Position:
-    """Raises RequestError not_found."""
-    row = sessions.get(tx, args.session_id)
-    if row is None:
-        raise RequestError("not_found", "The session is gone.")
-    if not args.children:
-        oldest, newest = events.bounds(tx, args.session_id)
-        return Position(oldest, newest, row.open)
-    root = sessions.get(tx, args.root_id)
-    still_open = row.open or any(one.open for one in sessions.subtree(tx, args.session_id))
-    newest = root.last_seq if root is not None else -1
-    if not args.is_root:
-        last = [events.read_tree(tx, args.root_id, [one], -1, 1) for one in ()]
-        newest = newest if not last else newest
-    return Position(0, newest, still_open)
 
 
 @dataclass(slots=True)
@@ -131,6 +102,42 @@ class _Reader:
                 found.append(self.frames.event(item, self.args.cursor))
         return found
 
+    def finished(self, tx: Tx) -> bool:
+        """Whether the session (for a tree: and all below it) has ended and everything of it was sent."""
+        row = sessions.get(tx, self.args.session_id)
+        if row is None:
+            return True
+        still_open = row.open
+        if self.args.children and not still_open:
+            still_open = any(one.open for one in sessions.subtree(tx, self.args.session_id))
+        return not still_open and not self.read(tx)
+
+    def gap(self, tx: Tx) -> Json | None:
+        """When the cursor is ahead of the log or older than what is kept: what is missing. Moves the cursor into the
+        log."""
+        oldest, newest = 0, -1
+        if self.args.children:
+            root = sessions.get(tx, self.args.root_id)
+            newest = root.last_seq if root is not None else -1
+            first = events.read_tree(tx, self.args.root_id, None, -1, 1) if self.args.is_root else []
+            oldest = first[0].seq if first else 0
+        elif sessions.get(tx, self.args.session_id) is not None:
+            oldest, newest = events.bounds(tx, self.args.session_id)
+        was = self.at
+        if was > newest:
+            self.at = newest
+        elif was < oldest - 1:
+            self.at = oldest - 1
+        else:
+            return None
+        return {"session_id": self.args.session_id, "since": was, "oldest": oldest, "newest": newest, "at": self.at}
+
+
+def at_end(tx: Tx, args: StreamArgs) -> bool:
+    """Whether a client that has everything up to its cursor has nothing more to come for."""
+    reader = _Reader(args, Frames(), -1 if args.since is None else args.since)
+    return args.since is not None and reader.gap(tx) is None and reader.finished(tx)
+
 
 @trio.as_safe_channel
 async def session_stream(
@@ -140,12 +147,11 @@ async def session_stream(
     store = shared.services.store
     reader = _Reader(args, frames, -1 if args.since is None else args.since)
     with shared.live.stream(principal), reader.subscribe(shared.services.feed) as subscription:
-        here = await store.read(partial(position, args=args))
-        yield f"retry: {RETRY_MS}\n\n".encode() + _gap(reader, here)
+        gap = await store.read(reader.gap)
+        yield f"retry: {RETRY_MS}\n\n".encode() + (frame("gap", gap) if gap is not None else b"")
         behind = True
-        while not subscription.closed:
-            arrived: list[bytes] = []
-            looked = trio.current_time()
+        while True:
+            check_end = False
             if behind or subscription.overflowed:
                 subscription.overflowed = False
                 page = await store.read(reader.read)
@@ -153,24 +159,38 @@ async def session_stream(
                 arrived = reader.take(page)
                 check_end = not behind
             else:
-                with trio.move_on_after(comment_seconds):
+                arrived = [b":\n\n"]
+                with trio.move_on_after(comment_seconds) as patience:
                     batch = await subscription.next_batch()
                     if subscription.overflowed:
                         continue
                     arrived = reader.take(batch)
                     check_end = any(isinstance(item, EventRow) and item.type is EventType.STATUS for item in batch)
-                if not arrived and trio.current_time() - looked >= comment_seconds:
-                    arrived, check_end = [b":\n\n"], True
-            for piece in _pieces(arrived):
+                if subscription.closed:
+                    return
+                check_end = check_end or patience.cancelled_caught
+            for piece in pieces(arrived):
                 asked = trio.current_time()
                 yield piece
                 if trio.current_time() - asked > DROP_SECONDS:
                     STREAMS_DROPPED.inc()
-                    yield frame("dropped", {"reason": "slow", args.cursor: reader.at})
+                    yield frame("dropped", {"session_id": args.session_id, "reason": "slow"})
                     return
-            STREAM_EVENTS.inc(len(arrived))
-            if check_end:
-                here = await store.read(partial(position, args=args))
-                if not here.open and here.newest <= reader.at:
-                    yield frame("end", {"session_id": args.session_id, args.cursor: reader.at})
-                    return
+            STREAM_EVENTS.inc(sum(1 for one in arrived if not one.startswith(b":")))
+            if check_end and await store.read(reader.finished):
+                yield frame("end", {"session_id": args.session_id})
+                return
+
+
+def pieces(frames: Sequence[bytes]) -> Iterator[bytes]:
+    """Many small frames as few writes: each at most 64 KiB, or one frame."""
+    held: list[bytes] = []
+    size = 0
+    for one in frames:
+        if held and size + len(one) > _PIECE_BYTES:
+            yield b"".join(held)
+            held, size = [], 0
+        held.append(one)
+        size += len(one)
+    if held:
+        yield b"".join(held)

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,7 +23,7 @@ STOP_SECONDS = 40
 POLL_SECONDS = 0.05
 
 
-def start(home: Home, *arguments: str) -> Daemon:
+def start(home: Home, *arguments: str, environment: Mapping[str, str] | None = None) -> Daemon:
     """Start a daemon in a session of its own and wait until it answers. Raises CliError with its last words."""
     home.create()
     words = home.logs / "start.log"
@@ -32,7 +32,13 @@ def start(home: Home, *arguments: str) -> Daemon:
     descriptor = os.open(words, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=descriptor, stderr=descriptor, start_new_session=True, cwd=package
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=descriptor,
+            stderr=descriptor,
+            start_new_session=True,
+            cwd=package,
+            env={**os.environ, **(environment or {})},
         )
     finally:
         os.close(descriptor)
@@ -80,14 +86,14 @@ def stop(home: Home, pid: int, *, seconds: float = STOP_SECONDS) -> bool:
 
 
 @contextmanager
-def borrowed_daemon(home: Home) -> Iterator[Daemon]:
+def borrowed_daemon(home: Home, *, environment: Mapping[str, str] | None = None) -> Iterator[Daemon]:
     """The running daemon; else one started on a free port for as long as this lasts."""
     daemon = running_daemon(home)
     if daemon is not None:
         yield daemon
         return
     note("no daemon is running: one is started for this and stopped afterwards")
-    daemon = start(home, "--address", "127.0.0.1:0")
+    daemon = start(home, "--address", "127.0.0.1:0", environment=environment)
     holder = home.holder() or 0
     try:
         yield daemon

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
-from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from oubliette.cli.output import note, say, say_json
 from oubliette.cli.place import home_of
 from oubliette.cli.problems import CliError
+from oubliette.cli.token import create_token, list_tokens
 from oubliette.home import Home, write_private
+
+if TYPE_CHECKING:
+    from oubliette.config import Config
 
 EXAMPLE = "oubliette.example.jsonc"
 
@@ -45,17 +48,19 @@ def claude_line(url: str, secret: str) -> str:
 def init(
     ctx: typer.Context,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing; keep what is there.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Write the configuration anew; the old one is kept as .bak.")] = False,
-    token_name: Annotated[str, typer.Option("--token", help="Name of the admin token to make.")] = "admin",
+    force: Annotated[
+        bool, typer.Option("--force", help="Write the configuration anew; the old one becomes .bak.")
+    ] = False,
+    named: Annotated[str, typer.Option("--token", help="Name of the admin token to make.")] = "admin",
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """Make the home: directories, a commented configuration that runs as it stands, an admin token."""
-    from oubliette.cli.token import live_token, make_token, store_of
     from oubliette.config import load_config
 
     home = home_of(ctx)
     fresh = not home.initialised
-    if not fresh and not force and not yes and not typer.confirm(f"{home.root} is initialised. Keep it and go on?", default=True):
+    question = f"{home.root} is initialised. Keep what is there and go on?"
+    if not (fresh or force or yes or typer.confirm(question, default=True)):
         raise CliError("nothing was changed")
     if force and not fresh:
         home.config_file.replace(home.config_file.with_suffix(".jsonc.bak"))
@@ -64,33 +69,41 @@ def init(
     config, warnings = load_config(home.config_file, os.environ)
     for warning in warnings:
         note(warning)
-    url = f"{'https' if config.server.tls else 'http'}://{_reachable(config.server.host)}:{config.server.port}"
-    with nullcontext() if home.holder() else home.lock():
-        existing = None if home.holder() not in {None, os.getpid()} else live_token(home, token_name)
-        secret = "" if existing else make_token(ctx, home, token_name, "admin", None)["secret"]
-    del store_of
+    url = url_of(config)
+    taken = any(one["name"] == named and "revoked_at" not in one for one in list_tokens(home))
+    secret = "" if taken else create_token(home, named, "admin")["secret"]
     if as_json:
-        line = claude_line(url, secret) if secret else None
-        say_json({"home": str(home.root), "config": str(home.config_file), "wrote_config": wrote, "url": url}
-                 | ({"token": secret, "claude_code": line} if secret else {}))  # fmt: skip
+        made = {"token": secret, "claude_code": claude_line(url, secret)} if secret else {}
+        paths = {"home": str(home.root), "config": str(home.config_file)}
+        say_json({**paths, "wrote_config": wrote, "url": url, **made})
         return
+    models = ", ".join(config.usable_models()) or "none yet: add one there; oubliette demo needs none"
     say(f"{'Made' if fresh else 'Kept'} {home.root}")
     say(f"  configuration  {home.config_file}{'' if wrote else ' (kept)'}")
-    say("  models         none yet: add one there, or try: oubliette demo" if not config.usable_models() else
-        f"  models         {', '.join(config.usable_models())}")  # fmt: skip
+    say(f"  models         {models}")
     if not secret:
-        say(f'  token          "{token_name}" exists already; a new one: oubliette token create NAME --scope admin')
+        say(f'  token          there is one named "{named}" already; another: oubliette token create NAME')
         return
     say(f"  token          {secret}")
-    say('                 shown once; revoke it with: oubliette token revoke ' + token_name)
+    say(f"                 shown once; oubliette token revoke {named} ends it")
     say()
-    say("Start it:                oubliette serve --daemon")
-    say("Add it to Claude Code:")
+    say("Start the daemon: oubliette serve --daemon")
+    say("Add Oubliette to Claude Code:")
     say(claude_line(url, secret))
 
 
-def _reachable(host: str) -> str:
-    """The host by which this machine reaches a daemon that listens on ``host``."""
+def address_of(home: Home) -> str:
+    """Where the daemon of this home is: what the running one says, else what its configuration says."""
+    from oubliette.config import load_config
+
+    said = home.running()
+    return str(said["url"]) if said is not None else url_of(load_config(home.config_file, os.environ)[0])
+
+
+def url_of(config: Config) -> str:
+    """The URL by which this machine reaches a daemon with that configuration."""
+    host = config.server.host
     if host in {"0.0.0.0", "::"}:  # noqa: S104 - compared, not bound
-        return "127.0.0.1"
-    return f"[{host}]" if ":" in host else host
+        host = "127.0.0.1"
+    name = f"[{host}]" if ":" in host else host
+    return f"{'https' if config.server.tls else 'http'}://{name}:{config.server.port}"

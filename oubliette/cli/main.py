@@ -25,7 +25,17 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-for command in (init.init, serve.serve, run.run, demo.demo, serve.stop, serve.status, doctor.doctor, mcp.mcp, serve.logs):
+for command in (
+    init.init,
+    serve.serve,
+    run.run,
+    demo.demo,
+    serve.stop,
+    serve.status,
+    doctor.doctor,
+    mcp.mcp,
+    serve.logs,
+):
     app.command()(command)
 for group in (project.app, session.app, container.app, token.app, config.app):
     app.add_typer(group)
@@ -103,7 +113,9 @@ def run_command(arguments: list[str]) -> int:
     except OSError as error:
         if debug:
             raise
-        _complain(f"{error.strerror or error}" + (f": {error.filename}" if error.filename else ""), "--debug shows more")
+        _complain(
+            f"{error.strerror or error}" + (f": {error.filename}" if error.filename else ""), "--debug shows more"
+        )
         return FAILED
     return code if isinstance(code, int) else OK
 

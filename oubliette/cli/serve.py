@@ -44,9 +44,7 @@ def serve_here(home: Home, address: str = "") -> int:
     if address:
         config = config.with_address(address)
     home.create()
-    configure_logging(
-        level=config.log.level, form=config.log.format, directory=home.logs, secrets=config.secrets()
-    )
+    configure_logging(level=config.log.level, form=config.log.format, directory=home.logs, secrets=config.secrets())
     log = get_logger("oubliette")
     for warning in [*warnings, *more]:
         log.warning(warning)
@@ -71,9 +69,7 @@ def stop(
     note(f"stopped (pid {holder})")
 
 
-def status(
-    ctx: typer.Context, as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False
-) -> None:
+def status(ctx: typer.Context, as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
     """Say whether the daemon runs, where, and whether it is ready. Exit code 3 when it does not run."""
     home = home_of(ctx)
     said = home.running()

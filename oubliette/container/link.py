@@ -64,6 +64,7 @@ class _Control:
     def __init__(self) -> None:
         self.outbox, self.queue = trio.open_memory_channel[bytes](_OUTBOX)
         self.asked: set[_Answer] = set()
+        self.scope = trio.CancelScope()
 
     def post(self, message: ToRelay, answer: _Answer) -> None:
         try:
@@ -238,14 +239,15 @@ class RelayLink:
         control = self._control = _Control()
         failure: RemoteWireError | None = None
         try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(_write, stream, control.queue, nursery.cancel_scope)
-                nursery.start_soon(self._introduce, control, nursery.cancel_scope)
-                try:
-                    await self._read(stream, rest)
-                except RemoteWireError as error:
-                    failure = error
-                nursery.cancel_scope.cancel("the control connection has ended")
+            with control.scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(_write, stream, control)
+                    nursery.start_soon(self._introduce, control)
+                    try:
+                        await self._read(stream, rest)
+                    except RemoteWireError as error:
+                        failure = error
+                    nursery.cancel_scope.cancel("the control connection has ended")
         finally:
             self._control = None
             control.lose()
@@ -254,6 +256,11 @@ class RelayLink:
             self._disconnected.set()
         if failure is not None:
             raise failure
+
+    def drop(self, why: str) -> None:
+        """End the control connection, if there is one: the relay dials anew."""
+        if self._control is not None:
+            self._control.scope.cancel(why)
 
     def close(self) -> None:
         """Nobody listens any more: whoever waits is told."""
@@ -264,7 +271,7 @@ class RelayLink:
 
     # --- inside
 
-    async def _introduce(self, control: _Control, scope: trio.CancelScope) -> None:
+    async def _introduce(self, control: _Control) -> None:
         """Learn what happened while nobody was connected; only then is the relay ``connected``."""
         answer = _Answer()
         self._answers["hello"] = answer
@@ -273,7 +280,7 @@ class RelayLink:
             await answer.arrived.wait()
         self._answers.pop("hello", None)
         if not isinstance(answer.message, Processes):
-            scope.cancel("the relay does not answer")
+            control.scope.cancel("the relay does not answer")
             return
         for state in answer.message.processes:
             self._note(state)
@@ -401,13 +408,13 @@ async def _discard(answer: _Answer) -> None:
         await trio.aclose_forcefully(answer.stream)
 
 
-async def _write(stream: trio.abc.Stream, queue: trio.MemoryReceiveChannel[bytes], scope: trio.CancelScope) -> None:
+async def _write(stream: trio.abc.Stream, control: _Control) -> None:
     try:
-        async for line in queue:
+        async for line in control.queue:
             with trio.fail_after(protocol.SILENCE_SECONDS):
                 await stream.send_all(line)
     except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
-        scope.cancel("the relay does not read")
+        control.scope.cancel("the relay does not read")
 
 
 async def _converse(stream: trio.abc.HalfCloseableStream, stdin: bytes, what: str) -> ExecResult:

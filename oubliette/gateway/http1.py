@@ -168,6 +168,10 @@ class Exchange:
         await self.answer(status, headers, body)
 
     @property
+    def body_read(self) -> bool:
+        return self._connection.their_state is h11.DONE
+
+    @property
     def finished(self) -> bool:
         return self._connection.our_state in (h11.DONE, h11.MUST_CLOSE)
 

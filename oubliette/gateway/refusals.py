@@ -19,6 +19,7 @@ _STATUS = {
     "conflict": 403,
     "cancelled": 403,
     "not_found": 404,
+    "unknown_action": 405,
     "too_large": 413,
     "rate_limited": 429,
     "busy": 429,

@@ -77,12 +77,20 @@ g write-tree
 mv "$mine" "$index"
 """
 
-_DIFF = 'export GIT_DIR="$1"; shift; limit=$1; shift; git -c core.quotePath=false diff-tree -r "$@" | head -c "$limit"'
-
-_PATCH = """
-export GIT_DIR="$1"; shift; limit=$1; shift
-git -c core.quotePath=false diff-tree -r -p "$@" | { head -c "$limit"; wc -c >&2; }
+# Arguments: shadow repository, limit, the two trees, options. In a pipeline only the last status counts, so the trees
+# are looked for first: a missing one must not look like "nothing changed".
+_TREES = """
+set -eu
+export GIT_DIR="$1"
+limit=$2 before=$3 after=$4
+shift 4
+git cat-file -e "$before^{tree}"
+git cat-file -e "$after^{tree}"
 """
+_DIFF = _TREES + 'git -c core.quotePath=false diff-tree -r "$@" "$before" "$after" -- | head -c "$limit"'
+_PATCH = _TREES + (
+    'git -c core.quotePath=false diff-tree -r -p "$@" "$before" "$after" -- | { head -c "$limit"; wc -c >&2; }'
+)
 
 
 class Exec(Protocol):
@@ -141,7 +149,7 @@ class Snapshots:
         result = await self._sh(
             "list changed files",
             _DIFF,
-            [self._shadow, str(_LISTING_BYTES), *options, _tree(before), _tree(after), "--"],
+            [self._shadow, str(_LISTING_BYTES), _tree(before), _tree(after), *options],
             DIFF_SECONDS,
             2 * _LISTING_BYTES,
         )
@@ -156,7 +164,7 @@ class Snapshots:
         result = await self._sh(
             "make a patch",
             _PATCH,
-            [self._shadow, str(limit), *options, _tree(before), _tree(after), "--"],
+            [self._shadow, str(limit), _tree(before), _tree(after), *options],
             DIFF_SECONDS,
             2 * MAX_PATCH_BYTES,
         )
@@ -189,14 +197,14 @@ def _tree(text: str) -> str:
 
 
 def _parse_changes(output: bytes, *, cut: bool) -> Changes:
-    """``--raw`` records first (``:… status NUL path NUL``), then ``--numstat`` ones (``added TAB removed TAB path NUL``).
+    """First ``--raw`` (``:… status NUL path NUL``), then ``--numstat`` records (``added TAB removed TAB path NUL``).
 
     Whatever else is in there is skipped: the repository is the agent's.
     """
     records = output.split(b"\0")
     records.pop()  # what follows the last NUL: nothing, or a record that was cut
     files: dict[bytes, Json] = {}
-    truncated = cut
+    truncated = False
     position = 0
     while position + 1 < len(records) and records[position].startswith(b":"):
         status, path = records[position].rpartition(b" ")[2][:1], records[position + 1]
@@ -206,12 +214,13 @@ def _parse_changes(output: bytes, *, cut: bool) -> Changes:
             continue
         change = _CHANGES.get(status.decode("ascii", "replace"), "modified")
         files[path] = {"path": path.decode("utf-8", "replace"), "change": change}
+    truncated = truncated or (cut and position >= len(records) - 1)  # cut within the list of files itself
     for record in records[position:]:
         added, _, rest = record.partition(b"\t")
         removed, _, path = rest.partition(b"\t")
         if path in files and _is_count(added) and _is_count(removed):
             files[path] |= {"added": int(added), "removed": int(removed)}
-    return Changes(list(files.values()), truncated and (len(files) >= MAX_FILES or cut))
+    return Changes(list(files.values()), truncated)
 
 
 def _is_count(text: bytes) -> bool:

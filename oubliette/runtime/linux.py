@@ -4,7 +4,8 @@ Standard library only, and little of it: the programs that stand between daemon 
 ``sandbox_enter``) import it too, outside of any environment. Every call raises OSError; none blocks.
 """
 
-# ruff: noqa: PTH  (pathlib would double what such a program loads)
+# Without pathlib, which would double what such a program loads.
+# ruff: noqa: PTH116
 
 from __future__ import annotations
 

@@ -19,8 +19,9 @@ CA_BUNDLES = (
     "pki/tls/certs/ca-bundle.crt",  # Fedora
     "ssl/ca-bundle.pem",  # SUSE
 )
-COPIED_FILES = ("ld.so.cache", "services", "protocols")
-LINK_FOLDERS = ("alternatives",)
+COPIED_FILES = ("ld.so.cache", "services", "protocols", "ssl/certs/java/cacerts")
+PROGRAM_FOLDERS = "java-*-openjdk"
+"""Debian's Java keeps the files without which it does not start here rather than in /usr."""
 
 _NSSWITCH = """\
 passwd: files
@@ -58,8 +59,9 @@ def make_etc(target: Path, *, uid: int, gid: int, home: str, hostname: str, brid
         if (ETC / name).is_file():
             _write(target / name, (ETC / name).read_bytes())
     _trust(target)
-    for name in LINK_FOLDERS:
-        _copy_links(ETC / name, target / name)
+    _copy_links(ETC / "alternatives", target / "alternatives")
+    for folder in ETC.glob(PROGRAM_FOLDERS):
+        _copy_public(folder, target / folder.name)
     (target / "os-release").symlink_to("/usr/lib/os-release")
     (target / "localtime").symlink_to("/usr/share/zoneinfo/Etc/UTC")
     (target / "mtab").symlink_to("/proc/self/mounts")
@@ -89,6 +91,15 @@ def _copy_links(source: Path, target: Path) -> None:
                 aim = os.readlink(entry.path)  # noqa: PTH115  (one call less for each of hundreds)
                 if aim.startswith(("/usr/", "/bin/", "/sbin/", "/lib")):
                     (target / entry.name).symlink_to(aim)
+
+
+def _copy_public(source: Path, target: Path) -> None:
+    """The regular files of a folder that everybody on the host may read."""
+    for folder, _, names in os.walk(source):
+        for name in names:
+            path = Path(folder, name)
+            if not path.is_symlink() and path.is_file() and path.stat().st_mode & 0o004:
+                _write(target / path.relative_to(source), path.read_bytes())
 
 
 def _write(path: Path, data: bytes) -> None:

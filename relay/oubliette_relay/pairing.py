@@ -23,7 +23,10 @@ HOLD_SECONDS = 60.0
 """How long a model connection waits for a daemon that is being restarted."""
 PAIR_LIMIT = 128
 """All pairs at once, whoever asked for them."""
-_BACKLOG = 64
+WAITING_LIMIT = 256
+"""Model connections that are accepted and wait for one of ``protocol.MODEL_LIMIT`` slots. They do not wait in the
+kernel's backlog: when that overflows, connections that look open to the client are reset (measured)."""
+_BACKLOG = 1024
 _PATH_BYTES = 100
 """Longer socket paths are reached through a descriptor of their directory."""
 
@@ -253,15 +256,15 @@ class ModelDoor:
         self._path = path
         self._pairs = pairs
         self._loop = asyncio.get_running_loop()
-        self._open = 0
-        self._tasks: Set[asyncio.Task[None]] = set()
+        self._slots = asyncio.Semaphore(protocol.MODEL_LIMIT)
+        self._waiting: Set[asyncio.Task[None]] = set()
         self._listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self._listener.setblocking(False)
         self._listener.bind(("127.0.0.1", port))
         self._listener.listen(_BACKLOG)
         self.port: int = self._listener.getsockname()[1]
-        self._loop.add_reader(self._listener, self._acceptable)
+        self._resume()
 
     def close(self) -> None:
         self._loop.remove_reader(self._listener)
@@ -277,14 +280,14 @@ class ModelDoor:
             return
         inside.setblocking(False)
         inside.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._open += 1
-        if self._open >= protocol.MODEL_LIMIT:
-            self._loop.remove_reader(self._listener)
         task = asyncio.ensure_future(self._pair(inside))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._waiting.add(task)
+        task.add_done_callback(self._paired)
+        if len(self._waiting) >= WAITING_LIMIT:
+            self._loop.remove_reader(self._listener)
 
     async def _pair(self, inside: socket.socket) -> None:
+        await self._slots.acquire()
         deadline = self._loop.time() + HOLD_SECONDS
         pause = 0.05
         while True:
@@ -294,16 +297,16 @@ class ModelDoor:
             except OSError:
                 if self._loop.time() >= deadline:
                     inside.close()
-                    self._released()
+                    self._slots.release()
                     return
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, 1.0)
-        self._pairs.join(inside, upstream, self._released)
+        self._pairs.join(inside, upstream, self._slots.release)
 
-    def _released(self) -> None:
-        self._open -= 1
+    def _paired(self, task: asyncio.Task[None]) -> None:
+        self._waiting.discard(task)
         self._resume()
 
     def _resume(self) -> None:
-        if self._listener.fileno() >= 0 and self._open < protocol.MODEL_LIMIT:
+        if self._listener.fileno() >= 0 and len(self._waiting) < WAITING_LIMIT:
             self._loop.add_reader(self._listener, self._acceptable)

@@ -99,8 +99,8 @@ async def until_it_says(link: RelayLink, word: str) -> None:
 async def test_the_heartbeat_tells_how_much_memory_a_process_uses(tmp_path: Path) -> None:
     async with connected(tmp_path) as (link, _):
         with trio.fail_after(PATIENCE):
-            await link.start_process("agent", [sys.executable, "-c", "input(len(bytearray(80 << 20)))"], ENV, "/")
-            await link.start_process("big", [sys.executable, "-c", "x = b'x' * (80 << 20); import time; time.sleep(600)"], ENV, "/")
+            script = "x = b'x' * (80 << 20); import time; time.sleep(600)"
+            await link.start_process("big", [sys.executable, "-c", script], ENV, "/")
             while (link.memory_bytes("big") or 0) < 80 << 20:
                 await trio.sleep(0.05)
         assert link.memory_bytes("nobody") is None
@@ -218,10 +218,17 @@ async def test_a_session_is_killed_with_what_has_left_its_group_and_no_other_is_
 
 
 async def test_a_marked_process_that_forks_all_the_time_is_killed(tmp_path: Path) -> None:
-    script = "import os, time\nfor _ in range(2000):\n  if os.fork(): os._exit(0)\n  time.sleep(0.002)"
+    script = """
+import os, time
+if os.fork(): os._exit(0)
+os.setsid()
+for _ in range(2000):
+    if os.fork(): os._exit(0)
+    time.sleep(0.002)
+"""
     async with connected(tmp_path) as (link, _):
         with trio.fail_after(PATIENCE):
-            await link.exec([sys.executable, "-c", f"import os\nif os.fork(): os._exit(0)\nos.setsid()\n{script}"], env=ENV, mark="fork")
+            await link.exec([sys.executable, "-c", script], env=ENV, mark="fork")
             await link.kill_session("fork")
             assert not _carriers("fork")
 

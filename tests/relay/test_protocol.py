@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from oubliette_relay import protocol
 from oubliette_relay.execs import HeadAndTail
 from oubliette_relay.processes import LastLines
@@ -48,7 +49,9 @@ to_daemon: st.SearchStrategy[Any] = st.one_of(
     st.builds(protocol.Heartbeat, st.dictionaries(texts, sizes, max_size=3)),
 )
 hellos = st.one_of(
-    st.builds(Hello, st.sampled_from(["control", "mcp", "http"]), id=texts, boot=texts, model_port=st.integers(0, 65535)),
+    st.builds(
+        Hello, st.sampled_from(["control", "mcp", "http"]), id=texts, boot=texts, model_port=st.integers(0, 65535)
+    ),
     st.builds(Hello, st.just("dialed"), id=ids),
 )
 json_values = st.recursive(

@@ -1,0 +1,158 @@
+"""From autonomy, tool lists and protected paths to OpenCode's permission rules. Pure; explained in docs/autonomy.md.
+
+OpenCode keeps a list of rules ``{permission, pattern, action}``; the last one whose permission and pattern both match
+decides. A tool whose last matching rule is a deny with the pattern ``*`` vanishes from the model's list.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypedDict
+
+from oubliette.agent.base import AgentSessionSpec
+from oubliette.core.model import Autonomy
+from oubliette.errors import RequestError
+
+
+class Rule(TypedDict):
+    permission: str
+    pattern: str
+    action: str
+
+
+ACTIONS = ("allow", "ask", "deny")
+ALWAYS_DENIED = ("task",)
+"""``task`` starts sub-sessions that nobody here would see; ours are spawned through the ``oubliette`` server."""
+_PERMISSION_OF = {"write": "edit", "apply_patch": "edit", "patch": "edit", "multiedit": "edit", "list": "read"}
+"""Tools that share the permission of another one: OpenCode cannot tell them apart."""
+_NOT_TOOLS = ("external_directory", "doom_loop", "invalid")
+"""Permissions that are conditions of a call, not tools (``invalid`` answers a call that does not parse)."""
+_OURS = "oubliette_*"
+
+_RISKY_COMMANDS = (
+    "git push *", "git reset --hard *", "git clean *", "git filter-branch *", "rm -r *", "rm -rf *", "rm -fr *",
+    "sudo *", "su *", "npm publish *", "pnpm publish *", "yarn publish *", "cargo publish *", "twine *",
+    "gh *", "ssh *", "scp *", "rsync *", "docker *", "kubectl *", "terraform *",
+)  # fmt: skip
+"""What leaves the sandbox or cannot be taken back."""
+_READING_COMMANDS = (
+    "ls *", "pwd *", "cat *", "head *", "tail *", "wc *", "grep *", "rg *", "find *", "tree *", "file *", "stat *",
+    "which *", "echo *", "true *", "cd *", "diff *", "du *", "date *", "uname *",
+    "git status *", "git diff *", "git log *", "git show *", "git branch *", "git blame *", "git ls-files *",
+)  # fmt: skip
+_WRITING_READERS = ("*>*", "find *-delete*", "find *-exec*", "git branch *-D*", "git branch *-d*", "git branch *-m*")
+"""Forms of the reading commands that change something."""
+
+
+def session_rules(spec: AgentSessionSpec) -> list[Rule]:
+    """The rules of one agent session, complete: they override everything that OpenCode or its config would say.
+
+    Raises RequestError for project permissions that are not ``{name: action | {pattern: action}}``.
+    """
+    rules = autonomy_rules(spec.autonomy)
+    rules += _own_rules(spec.permissions)
+    rules += protected_rules(spec.directory, spec.protected_paths)
+    if spec.tools_allowed is not None:
+        rules = _restricted(rules, [_permission(name) for name in spec.tools_allowed])
+    return rules + hiding_rules(spec.tools_disallowed) + hiding_rules(ALWAYS_DENIED)
+
+
+def hiding_rules(tools: Iterable[str]) -> list[Rule]:
+    """Rules that make these tools (names or globs) vanish from the model's list."""
+    return [_rule(permission, "*", "deny") for permission in dict.fromkeys(map(_permission, tools))]
+
+
+def autonomy_rules(autonomy: Autonomy) -> list[Rule]:
+    """What is asked at this level, before any list of tools."""
+    if autonomy is Autonomy.OFF:
+        return [_rule("*", "*", "allow"), _rule("question", "*", "deny")]
+    if autonomy is Autonomy.HIGH:
+        return [_rule("*", "*", "allow"), *_all("bash", _RISKY_COMMANDS, "ask")]
+    outside = [_rule(name, "*", "ask") for name in ("external_directory", "webfetch", "websearch")]
+    reading = [_rule("bash", "*", "ask"), *_all("bash", _READING_COMMANDS, "allow")]
+    if autonomy is Autonomy.MEDIUM:
+        return [_rule("*", "*", "allow"), *outside, *_doom_loop(), *reading, *_all("bash", _WRITING_READERS[1:], "ask")]
+    quiet = ("read", "glob", "grep", "todowrite", "question", "skill", "invalid", _OURS)
+    return [
+        _rule("*", "*", "ask"),
+        *(_rule(name, "*", "allow") for name in quiet),
+        *_all("read", ("*.env", "*.env.*"), "ask"),
+        _rule("read", "*.env.example", "allow"),
+        *outside,
+        *_doom_loop(),
+        *reading,
+        *_all("bash", _WRITING_READERS, "ask"),
+    ]
+
+
+def protected_rules(directory: str, paths: Sequence[str]) -> list[Rule]:
+    """No editing tool may touch these. (The wall is the read-only mount; this gives the model a clear refusal.)
+
+    OpenCode matches paths relative to the repository's top, or to ``/`` where there is no repository.
+    """
+    rules: list[Rule] = []
+    for path in paths:
+        inside = path.strip("/")
+        whole = f"{directory.strip('/')}/{inside}"
+        for spelling in (inside, f"{inside}/*", whole, f"{whole}/*"):
+            rules.append(_rule("edit", spelling, "deny"))
+    return rules
+
+
+def _own_rules(permissions: Mapping[str, Any]) -> list[Rule]:
+    rules: list[Rule] = []
+    for name, value in permissions.items():
+        patterns = value if isinstance(value, Mapping) else {"*": value}
+        for pattern, action in patterns.items():
+            if action not in ACTIONS:
+                raise RequestError(
+                    "invalid_argument",
+                    f"The project's permission {name!r} says {action!r}.",
+                    hint=f"An action is one of {', '.join(ACTIONS)}.",
+                    field="permissions",
+                )
+            rules.append(_rule(_permission(name), str(pattern), action))
+    return rules
+
+
+def _restricted(rules: Sequence[Rule], allowed: Sequence[str]) -> list[Rule]:
+    """``rules`` for the allowed tools alone: everything else is denied."""
+    found = [_rule("*", "*", "deny")]
+    for rule in rules:
+        name = rule["permission"]
+        if name == "*":
+            found += [_rule(one, rule["pattern"], rule["action"]) for one in (*allowed, *_NOT_TOOLS)]
+        elif name in _NOT_TOOLS or any(_covers(one, name) for one in allowed):
+            found.append(rule)
+    return found
+
+
+def _covers(glob: str, name: str) -> bool:
+    """Whether the tool glob matches that permission, itself perhaps a glob."""
+    return matches(glob, name) or matches(name, glob)
+
+
+def matches(glob: str, text: str) -> bool:
+    """OpenCode's wildcards: ``*`` is anything, ``?`` one character, a final `` *`` may be absent."""
+    pattern = re.escape(glob).replace(r"\*", ".*").replace(r"\?", ".")
+    if pattern.endswith(r"\ .*"):
+        pattern = pattern.removesuffix(r"\ .*") + r"(\ .*)?"
+    return re.fullmatch(pattern, text, re.DOTALL) is not None
+
+
+def _permission(tool: str) -> str:
+    return _PERMISSION_OF.get(tool, tool)
+
+
+def _doom_loop() -> list[Rule]:
+    """The same call three times in a row; waiting for children is just that, and fine."""
+    return [_rule("doom_loop", "*", "ask"), _rule("doom_loop", _OURS, "allow")]
+
+
+def _all(permission: str, patterns: Iterable[str], action: str) -> list[Rule]:
+    return [_rule(permission, pattern, action) for pattern in patterns]
+
+
+def _rule(permission: str, pattern: str, action: str) -> Rule:
+    return {"permission": permission, "pattern": pattern, "action": action}

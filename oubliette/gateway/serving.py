@@ -1,0 +1,200 @@
+"""One model request from its body to its settlement."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+import structlog
+import trio
+
+from oubliette.core.model import ModelUsage
+from oubliette.errors import RequestError
+from oubliette.gateway.headers import downstream_headers, upstream_headers
+from oubliette.gateway.http1 import ClientGone, Exchange
+from oubliette.gateway.metering import Estimate, Meter, Ticket, charged
+from oubliette.gateway.rebuild import Rebuilt, input_estimate, parse_object
+from oubliette.gateway.redaction import SecretFilter, without_keys
+from oubliette.gateway.routes import Route
+from oubliette.gateway.scripted import Scripted
+from oubliette.gateway.scripted_reply import reply
+from oubliette.gateway.upstream import UpstreamCut, Upstreams
+from oubliette.gateway.usage import UsageReader
+
+SETTLE_SECONDS = 10
+THREAD_BYTES = 1 << 20
+"""A larger body is parsed in a thread, so that others are not kept waiting."""
+USER_AGENT = "oubliette"
+
+log = structlog.get_logger(__name__)
+
+
+class Cut(Exception):
+    """Our answer has begun and cannot be finished: the client is to see that it broke off."""
+
+
+@dataclass(slots=True, eq=False)
+class Running:
+    """A request at work. ``cut`` ends it from outside; ``settled`` is set when its row is written."""
+
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    settled: trio.Event = field(default_factory=trio.Event)
+    ticket: Ticket | None = None
+    reason: str | None = None
+    """Why it was ended from outside."""
+    reader: UsageReader | None = None
+    """Set once the provider has accepted the request: from then on it costs."""
+    error: str | None = None
+    began: float = field(default_factory=trio.current_time)
+
+    def cut(self, reason: str) -> None:
+        """End the request now."""
+        if self.reason is None:
+            self.reason = reason
+        self.scope.cancel()
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """Serves requests of containers whose capability has been checked."""
+
+    meter: Meter
+    upstreams: Upstreams
+    scripted: Scripted
+
+    async def serve(
+        self,
+        exchange: Exchange,
+        route: Route,
+        container_id: str,
+        *,
+        reserve: Callable[[int], None],
+        admitted: Callable[[Running], None],
+    ) -> None:
+        """Read, admit, ask, pass on, settle.
+
+        ``admitted`` is told about the request once its session is known, and may raise. Raises RequestError while
+        nothing has been answered, Cut afterwards; ClientGone and Refused go through.
+        """
+        raw = await exchange.read_body(reserve=reserve)
+        body = await trio.to_thread.run_sync(parse_object, raw) if len(raw) > THREAD_BYTES else parse_object(raw)
+        del raw
+        running = Running()
+        failure: Exception | None = None
+        try:
+            async with trio.open_nursery() as nursery:
+                running.scope = nursery.cancel_scope
+                nursery.start_soon(exchange.watch, lambda: running.cut("client gone"))
+                try:
+                    ticket = await self.meter.admit(
+                        container_id,
+                        exchange.head.get("x-session-id"),
+                        route.wire,
+                        route.asked_model(body),
+                        Estimate(input_estimate(body), route.asked_output(body)),
+                        parent_agent_session_id=exchange.head.get("x-parent-session-id"),
+                    )
+                    running.ticket = ticket
+                    admitted(running)
+                    rebuilt = route.rebuild(body, ticket.model)
+                    del body
+                    if rebuilt.removed:
+                        log.info("model_request_rebuilt", alias=ticket.model.alias, removed=rebuilt.removed[:20])
+                    if ticket.model.scripted:
+                        await self._ask_script(exchange, route, rebuilt, running, ticket)
+                    else:
+                        await self._ask_provider(exchange, route, rebuilt, running, ticket)
+                except (RequestError, Cut, UpstreamCut, ClientGone) as error:
+                    running.error = running.error or str(error) or type(error).__name__
+                    failure = error
+                nursery.cancel_scope.cancel()
+        finally:
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + SETTLE_SECONDS):
+                await self._settle(running)
+        if running.reason == "client gone":
+            raise ClientGone
+        if running.reason is not None and not exchange.finished:
+            failure = RequestError("cancelled", f"The request was ended: {running.reason}.")
+        if failure is None:
+            return
+        if exchange.started and not isinstance(failure, ClientGone):
+            raise Cut(str(failure)) from failure
+        raise failure
+
+    async def _settle(self, running: Running) -> None:
+        """Write what it came to. A request that no provider has accepted costs nothing."""
+        try:
+            if running.ticket is not None:
+                error = running.error or running.reason
+                usage = ModelUsage(requests=1)
+                if running.reader is not None:
+                    reported = running.reader.finish()
+                    usage = charged(running.ticket, reported)
+                    error = error or reported.error
+                await self.meter.settle(running.ticket, usage, error)
+                log.debug(
+                    "model_request",
+                    session_id=running.ticket.session_id,
+                    alias=running.ticket.model.alias,
+                    seconds=round(trio.current_time() - running.began, 3),
+                    error=error,
+                )
+        finally:
+            running.settled.set()
+
+    async def _ask_provider(
+        self, exchange: Exchange, route: Route, rebuilt: Rebuilt, running: Running, ticket: Ticket
+    ) -> None:
+        model = ticket.model
+        url = model.base_url + route.upstream_path(model, streaming=rebuilt.streaming)
+        headers = upstream_headers(model, exchange.head, streaming=rebuilt.streaming, user_agent=USER_AGENT)
+        async with self.upstreams.post(url, headers, rebuilt.encode(), alias=model.alias) as answer:
+            secrets = [
+                secret for secret in (model.api_key, *model.extra_headers.values()) if secret and len(secret) > 7
+            ]
+            if not 200 <= answer.status < 300:
+                running.error = f"HTTP {answer.status}"
+                body = without_keys(await answer.error_body(), secrets)
+                passed = downstream_headers(answer.headers)
+                await exchange.answer(answer.status, passed, body)
+                return
+            streamed = "text/event-stream" in answer.headers.get("content-type", "")
+            running.reader = route.usage(streaming=streamed)
+            key_filter = SecretFilter(model.api_key)
+            await exchange.start(200, downstream_headers(answer.headers))
+            async with aclosing(answer.pieces()) as pieces:
+                async for piece in pieces:
+                    await exchange.send(key_filter.feed(piece))
+                    running.reader.feed(piece)
+            await exchange.send(key_filter.finish())
+            await exchange.finish()
+            if key_filter.found:
+                log.warning("key_in_model_answer", alias=model.alias)
+
+    async def _ask_script(
+        self, exchange: Exchange, route: Route, rebuilt: Rebuilt, running: Running, ticket: Ticket
+    ) -> None:
+        """The built-in model answers on the wire that it was asked on."""
+        scripted = reply(
+            self.scripted,
+            route.wire,
+            rebuilt.body,
+            streaming=rebuilt.streaming,
+            model=ticket.model.model,
+            session=ticket.session_id,
+        )
+        if scripted.status != 200:
+            running.error = f"HTTP {scripted.status}"
+            await exchange.answer(scripted.status, scripted.headers, b"".join(piece.data for piece in scripted.pieces))
+            return
+        running.reader = route.usage(streaming=rebuilt.streaming)
+        await exchange.start(200, scripted.headers)
+        for piece in scripted.pieces:
+            if piece.cut:
+                raise Cut("the script cuts the stream")
+            if piece.pause_seconds:
+                await trio.sleep(piece.pause_seconds)
+            await exchange.send(piece.data)
+            running.reader.feed(piece.data)
+        await exchange.finish()

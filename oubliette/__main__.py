@@ -1,4 +1,4 @@
-"""``python -m oubliette``: the same as the ``oubliette`` command."""
+"""``python -m oubliette``."""
 
 from oubliette.cli.main import main
 

@@ -29,7 +29,7 @@ SOCKET_NAME = "relay.sock"
 CONNECTION_LIMIT = 64
 """Connections of one container at once that it opened of its own accord. Those that we asked for (dials, execs) come
 on top: they are bounded by ``protocol.DIAL_LIMIT`` and ``EXEC_LIMIT``, and must not be shut out by the others."""
-OFFENCE_SECONDS = 0.002
+OFFENCE_SECONDS = 0.001
 """How long no connection of a container is accepted after each one that was refused or spoke garbage."""
 OFFENCES_REMEMBERED = 50
 LOG_SECONDS = 10.0

@@ -53,7 +53,9 @@ class Prompt:
     attachments: Sequence[Attachment] = ()
     reasoning: Reasoning = Reasoning.MEDIUM
     hidden_tools: Sequence[str] = ()
-    """Globs of tool names this session must not see in this turn."""
+    """Globs of tool names this session must not see; without ``spec`` they stay hidden in later turns too."""
+    spec: AgentSessionSpec | None = None
+    """Given: the session follows this one from now on (autonomy, tools and paths may differ from those at creation)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +65,6 @@ class AgentDurable:
     type: EventType
     body: dict[str, Any]
     source: str
-    final: bool = False
-    """A text part of the assistant's last message: its text counts as the turn's final text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +109,8 @@ class AgentRetry:
 
 @dataclass(frozen=True, slots=True)
 class AgentIdle:
-    """The turn is over. ``error`` set: it failed (SHAPES' error object). ``aborted``: by our abort."""
+    """The turn is over; every durable of it came before. ``error`` set: it failed (SHAPES' error object). ``aborted``:
+    by our abort. ``final_text``: all text of the agent's last message."""
 
     error: dict[str, Any] | None = None
     aborted: bool = False
@@ -136,8 +137,9 @@ class Agent(Protocol):
     def events(
         self, agent_session_id: str, directory: str
     ) -> AbstractAsyncContextManager[trio.MemoryReceiveChannel[AgentEvent]]:
-        """Everything of that session from now on, in order. Never blocks the reader of the process's stream: when the
-        consumer lags far behind, deltas are dropped first. Ends with AgentLost when the process dies."""
+        """Everything of that session's turn from now on, in order: of the one that ``prompt`` begins, or that
+        ``backfill`` finds running. Never blocks the reader of the process's stream: when the consumer lags far behind,
+        deltas are dropped first. Ends with AgentLost when the process dies."""
 
     async def prompt(self, agent_session_id: str, directory: str, prompt: Prompt) -> None:
         """Start a turn. Returns when the agent has accepted it."""

@@ -15,7 +15,7 @@ def new_message_id() -> str:
     Make it when the turn begins. Version 1.18.33 answers a message whatever its id (an older id, or one from the
     future, was tried), but others compare ids to see whether a message has its answer already.
     """
-    global _newest  # noqa: PLW0603  two ids of one moment must differ in order
+    global _newest
     _newest = max(_newest + 1, time.time_ns() * 4096 // 1_000_000)
     stamp = (_newest & 0xFFFF_FFFF_FFFF).to_bytes(6, "big").hex()
     return f"msg_{stamp}{''.join(secrets.choice(_LETTERS) for _ in range(14))}"

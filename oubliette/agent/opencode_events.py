@@ -16,9 +16,7 @@ seen with 1.18.33 (tests/agent/transcripts):
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from oubliette.agent import opencode_parts as shapes
 from oubliette.agent.base import (
@@ -28,62 +26,16 @@ from oubliette.agent.base import (
     AgentDelta,
     AgentDurable,
     AgentEvent,
-    AgentIdle,
     AgentRetry,
 )
 from oubliette.agent.opencode_history import Message, is_user, parts_of, turn_messages
-from oubliette.agent.opencode_parts import list_at, number_at, object_at, text_at
+from oubliette.agent.opencode_parts import number_at, object_at, text_at
+from oubliette.agent.opencode_turn import Part, Turn, TurnMessage
 from oubliette.core.model import EventType, Json, RequestKind
 
-MAX_PARTS = 20_000
-"""Of one turn. What an agent tells beyond is dropped: nobody reads it, and our memory is not its to fill."""
-NO_ANSWER = "The agent took the message and did not answer it."
+MAX_ASKS = 100
+"""Pending at once in one session."""
 _TEXTS = {"text": EventType.MESSAGE, "reasoning": EventType.REASONING}
-
-
-@dataclass(slots=True)
-class _Part:
-    kind: str
-    ended: bool = False
-    text: str = ""
-    shown: int = 0
-    """Characters of the text that were previewed."""
-    output: str = ""
-    """What was previewed of a tool's output."""
-    tool: Mapping[str, Any] | None = None
-    done: bool = False
-
-
-@dataclass(slots=True)
-class _Message:
-    id: str
-    summary: bool = False
-    complete: bool = False
-    error: Json = field(default_factory=dict)
-    parts: dict[str, _Part] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
-class _Turn:
-    message_id: str
-    parents: set[str]
-    messages: dict[str, _Message] = field(default_factory=dict)
-    past: set[str] = field(default_factory=set)
-    """Messages that are complete and told; nothing of them is looked at again."""
-    told: set[str] = field(default_factory=set)
-    """Sources."""
-    parts: int = 0
-    arrived: bool = False
-    aborted: bool = False
-    error: Json = field(default_factory=dict)
-
-    @property
-    def last(self) -> _Message | None:
-        return next(reversed(self.messages.values()), None)
-
-    @property
-    def complete(self) -> bool:
-        return bool(self.messages) and all(message.complete for message in self.messages.values())
 
 
 class EventMapper:
@@ -92,7 +44,7 @@ class EventMapper:
     def __init__(self) -> None:
         self.needs_settling = False
         """An idle or an error came that may be the end of the turn; only the history can tell."""
-        self._turn: _Turn | None = None
+        self._turn: Turn | None = None
         self._busy = False
         self._asks: set[str] = set()
         self._handlers: dict[str, Callable[[Json], list[AgentEvent]]] = {
@@ -117,10 +69,15 @@ class EventMapper:
         """The message id of the turn that runs."""
         return self._turn.message_id if self._turn else None
 
+    @property
+    def failed(self) -> bool:
+        """An error was told of the turn that runs; with no answer after it, that was its end."""
+        return self._turn is not None and bool(self._turn.error)
+
     def begin(self, message_id: str) -> None:
         """That message is being sent, or a turn that runs already is to be followed from here on."""
         if self.turn != message_id:
-            self._turn = _Turn(message_id, {message_id})
+            self._turn = Turn(message_id, {message_id})
             self._busy = False
             self.needs_settling = False
 
@@ -186,14 +143,14 @@ class EventMapper:
         if text_at(info, "role") == "user":
             if id_ == turn.message_id:
                 turn.arrived = True
-            elif turn.arrived:
+            elif turn.arrived and turn.room():
                 turn.parents.add(id_)
             return []
         message = turn.messages.get(id_)
         if message is None:
-            if text_at(info, "parentID") not in turn.parents or not self._room(turn):
+            if text_at(info, "parentID") not in turn.parents or not turn.room():
                 return []
-            message = turn.messages[id_] = _Message(id_, summary=info.get("summary") is True)
+            message = turn.messages[id_] = TurnMessage(id_, summary=info.get("summary") is True)
         message.error = object_at(info, "error")
         message.complete = self._is_complete(info)
         if not message.complete:
@@ -201,24 +158,12 @@ class EventMapper:
         found = self._release(message, whole=True)
         if message.summary and not message.error:
             found += self._tell(AgentDurable(EventType.SYSTEM, {"code": "compacted"}, f"{id_}:compacted"))
-        self._retire(turn)
+        turn.retire()
         return found
 
     @staticmethod
     def _is_complete(info: Json) -> bool:
         return number_at(info, "time", "completed") is not None
-
-    @staticmethod
-    def _room(turn: _Turn) -> bool:
-        turn.parts += 1
-        return turn.parts <= MAX_PARTS
-
-    @staticmethod
-    def _retire(turn: _Turn) -> None:
-        """Forget complete messages but the last one, whose text is the final one."""
-        for old in [message for message in turn.messages.values() if message.complete and message is not turn.last]:
-            turn.past.add(old.id)
-            del turn.messages[old.id]
 
     def _part(self, given: Json) -> list[AgentEvent]:
         turn = self._turn
@@ -228,9 +173,9 @@ class EventMapper:
             return []
         part = message.parts.get(id_)
         if part is None:
-            if kind not in ("text", "reasoning", "tool") or given.get("synthetic") is True or not self._room(turn):
+            if kind not in ("text", "reasoning", "tool") or given.get("synthetic") is True or not turn.room():
                 return []
-            part = message.parts[id_] = _Part(kind)
+            part = message.parts[id_] = Part(kind)
         if part.kind == "tool":
             found = self._preview(id_, part, given)
             part.tool = given
@@ -260,7 +205,7 @@ class EventMapper:
         return [AgentDelta(id_, "reasoning", offset, text)] if part.kind == "reasoning" else []
 
     @staticmethod
-    def _preview(id_: str, part: _Part, given: Json) -> list[AgentEvent]:
+    def _preview(id_: str, part: Part, given: Json) -> list[AgentEvent]:
         """The output of a running tool as far as it is known; OpenCode sends all of it each time."""
         output = text_at(given, "state", "metadata", "output") if text_at(given, "state", "status") == "running" else ""
         before, part.output = part.output, output
@@ -268,8 +213,8 @@ class EventMapper:
             return []
         return [AgentDelta(id_, "tool_output", len(before), output[len(before) :])]
 
-    def _release(self, message: _Message, *, whole: bool = False, past_texts: bool = False) -> list[AgentEvent]:
-        """Tell what is ready, in order. ``whole``: texts are complete as they are; ``past_texts``: do not wait for them."""
+    def _release(self, message: TurnMessage, *, whole: bool = False, past_texts: bool = False) -> list[AgentEvent]:
+        """Tell what is ready, in order. ``whole``: all texts are complete; ``past_texts``: do not wait for them."""
         found: list[AgentEvent] = []
         for id_, part in message.parts.items():
             if part.done:
@@ -282,7 +227,7 @@ class EventMapper:
                 break
         return found
 
-    def _text(self, id_: str, part: _Part) -> list[AgentEvent]:
+    def _text(self, id_: str, part: Part) -> list[AgentEvent]:
         part.done = True
         if not part.text:
             return []
@@ -291,7 +236,7 @@ class EventMapper:
             body["role"] = "assistant"
         return self._tell(AgentDurable(_TEXTS[part.kind], body, f"{id_}:{part.kind}"))
 
-    def _tool(self, id_: str, part: _Part, *, over: bool = False) -> list[AgentEvent]:
+    def _tool(self, id_: str, part: Part, *, over: bool = False) -> list[AgentEvent]:
         """``over``: nothing more will come; what has no result gets one that says so."""
         given = part.tool or {}
         status = text_at(given, "state", "status")
@@ -340,7 +285,7 @@ class EventMapper:
 
     def _asked(self, kind: RequestKind, asked: Json) -> list[AgentEvent]:
         reference = text_at(asked, "id")
-        if self._turn is None or not reference or reference in self._asks:
+        if self._turn is None or not reference or reference in self._asks or len(self._asks) >= MAX_ASKS:
             return []
         self._asks.add(reference)
         message = self._turn.messages.get(text_at(asked, "tool", "messageID"))
@@ -369,34 +314,7 @@ class EventMapper:
                     found += self._tool(id_, part, over=True)
         found += [AgentAskGone(reference) for reference in sorted(self._asks)]
         self._asks.clear()
-        found.append(self._end(turn))
+        found.append(turn.end())
         self._turn = None
         self.needs_settling = False
         return found
-
-    @staticmethod
-    def _end(turn: _Turn) -> AgentIdle:
-        last = turn.last
-        texts = [part.text for part in last.parts.values() if part.kind == "text" and part.text] if last else []
-        final = "" if last is None or last.summary else "\n\n".join(texts)
-        if turn.aborted:
-            return AgentIdle(aborted=True, final_text=final)
-        if last is None:
-            error = shapes.error_body(turn.error) if turn.error else _agent_error(NO_ANSWER)
-        elif last.error:
-            error = shapes.error_body(last.error)
-        elif not last.complete:
-            error = _agent_error("The agent stopped in the middle of its answer.", retryable=True)
-        else:
-            return AgentIdle(final_text=final)
-        return AgentIdle(error=error, final_text=final)
-
-
-def _agent_error(message: str, *, retryable: bool = False) -> Json:
-    return {"code": "agent_error", "message": message, "retryable": retryable}
-
-
-def pending_of(session_id: str, listed: object) -> list[Json]:
-    """Out of OpenCode's list of pending permissions or questions those of that session."""
-    found = list_at({"listed": listed}, "listed")
-    return [dict(one) for one in found if isinstance(one, Mapping) and text_at(one, "sessionID") == session_id]

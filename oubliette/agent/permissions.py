@@ -63,6 +63,14 @@ def hiding_rules(tools: Iterable[str]) -> list[Rule]:
     return [_rule(permission, "*", "deny") for permission in dict.fromkeys(map(_permission, tools))]
 
 
+def is_hidden(hiding: Rule, rules: Sequence[Rule]) -> bool:
+    """Whether a hiding rule is in force already."""
+    for rule in reversed(rules):
+        if matches(rule["permission"], hiding["permission"]):
+            return rule["pattern"] == "*" and rule["action"] == "deny"
+    return False
+
+
 def autonomy_rules(autonomy: Autonomy) -> list[Rule]:
     """What is asked at this level, before any list of tools."""
     if autonomy is Autonomy.OFF:
@@ -95,8 +103,7 @@ def protected_rules(directory: str, paths: Sequence[str]) -> list[Rule]:
     for path in paths:
         inside = path.strip("/")
         whole = f"{directory.strip('/')}/{inside}"
-        for spelling in (inside, f"{inside}/*", whole, f"{whole}/*"):
-            rules.append(_rule("edit", spelling, "deny"))
+        rules += _all("edit", (inside, f"{inside}/*", whole, f"{whole}/*"), "deny")
     return rules
 
 

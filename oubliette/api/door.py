@@ -38,6 +38,9 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 ORIGIN: Final = "oubliette.origin"
 """Key of the scope under which a request's Origin goes to its handler."""
 MCP_PATH: Final = "/mcp"
+_BROWSER_HEADERS: Final = (
+    b"authorization, content-type, last-event-id, x-request-id, mcp-session-id, mcp-protocol-version, mcp-method"
+)
 _SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
 _SEND_SECONDS: Final = 40
 _SLOWEST_BYTES_PER_SECOND: Final = 16_384
@@ -185,11 +188,7 @@ class _Exchange:
     async def preflight(self) -> None:
         headers = [
             (b"access-control-allow-methods", b"GET, POST, DELETE"),
-            (
-                b"access-control-allow-headers",
-                b"authorization, content-type, last-event-id, mcp-session-id, mcp-protocol-version, mcp-method, "
-                b"mcp-name, x-request-id",
-            ),
+            (b"access-control-allow-headers", _BROWSER_HEADERS),
             (b"access-control-max-age", b"600"),
         ]
         await self.send({"type": "http.response.start", "status": 204, "headers": headers})
@@ -215,9 +214,7 @@ class _Exchange:
         await send_json(self.send, status, body, headers)
 
 
-async def send_json(
-    send: Send, status: int, body: Json, headers: list[tuple[bytes, bytes]] | None = None
-) -> None:
+async def send_json(send: Send, status: int, body: Json, headers: list[tuple[bytes, bytes]] | None = None) -> None:
     """A whole JSON answer."""
     data = compact(body).encode()
     start = [(b"content-type", b"application/json"), (b"content-length", str(len(data)).encode()), *(headers or ())]
@@ -231,7 +228,9 @@ def _check_open(path: str, method: str) -> None:
         return
     if path in ("/health", "/ready", "/metrics"):
         raise RequestError("invalid_argument", f"{path} is for GET.", data={"http_status": 405})
-    raise RequestError("not_found", "There is nothing at this path.", hint="MCP is at /mcp, tools are under /v1/tools/.")
+    raise RequestError(
+        "not_found", "There is nothing at this path.", hint="MCP is at /mcp, tools are under /v1/tools/."
+    )
 
 
 def _door_of(path: str) -> str:

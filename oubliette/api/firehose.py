@@ -7,7 +7,7 @@ was away for a moment resume; for longer absences there is ``event: gap``.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -126,7 +126,9 @@ class Firehose:
 
     def _number(self, cursor: str) -> int | None:
         boot, _, number = cursor.partition("-")
-        return int(number) if boot == self._boot and number.isascii() and number.isdigit() and len(number) < 16 else None
+        return (
+            int(number) if boot == self._boot and number.isascii() and number.isdigit() and len(number) < 16 else None
+        )
 
 
 def sees(principal: Principal) -> Callable[[str], bool]:
@@ -144,8 +146,12 @@ def sees(principal: Principal) -> Callable[[str], bool]:
 
 @trio.as_safe_channel
 async def everything(
-    shared: Shared, firehose: Firehose, principal: Principal, since: str | None, comment_seconds: float = COMMENT_SECONDS
-) -> AsyncIterator[bytes]:
+    shared: Shared,
+    firehose: Firehose,
+    principal: Principal,
+    since: str | None,
+    comment_seconds: float = COMMENT_SECONDS,
+) -> AsyncGenerator[bytes, None]:
     """The bytes of one reader's stream of everything. Ends at shutdown and with its token."""
     with shared.live.stream(principal), firehose.listen(sees(principal), since) as listener:
         yield f"retry: {RETRY_MS}\n\n".encode()

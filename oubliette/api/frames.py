@@ -52,7 +52,7 @@ def sent_shape(row: EventRow) -> Json:
 def thin_shape(row: EventRow) -> Json:
     """The same event without anything that people or agents wrote."""
     full = event_shape(row)
-    shape = {name: full[name] for name in ("session_id", "index", "seq", "ts", "turn", "type") if name in full}
+    shape: Json = {name: full[name] for name in ("session_id", "index", "seq", "ts", "turn", "type") if name in full}
     shape["project_id"] = row.project_id
     shape["root_id"] = row.root_id
     for name in ("status", "code", "outcome", "usage"):

@@ -42,7 +42,7 @@ class StreamBody(ResponseBody):
     def __init__(self, stream: AbstractAsyncContextManager[trio.abc.ReceiveChannel[bytes]]) -> None:
         self._stream = stream
 
-    async def __aenter__(self) -> trio.abc.ReceiveChannel[bytes]:  # type: ignore[override]
+    async def __aenter__(self) -> trio.abc.ReceiveChannel[bytes]:
         return await self._stream.__aenter__()
 
     async def __aexit__(self, *details: Any) -> bool | None:  # type: ignore[override]
@@ -63,7 +63,7 @@ def make_routes(desk: Desk, firehose: Firehose) -> QuartTrio:
     @app.post("/v1/tools/<tool>")
     async def call_tool(tool: str) -> Response:
         origin = _origin()
-        raw = await request.get_data(cache=False)
+        raw: bytes = await request.get_data(cache=False, as_text=False)  # type: ignore[assignment]
         outcome = await desk.run(origin, tool, _json(raw) if raw.strip() else {})
         status = errors.http_status(outcome.data["error"]) if outcome.is_error else 200
         return _answer(outcome.data, status)
@@ -71,7 +71,9 @@ def make_routes(desk: Desk, firehose: Firehose) -> QuartTrio:
     @app.get("/v1/sessions/<session_id>/events")
     async def session_events(session_id: str) -> Response:
         origin = _origin()
-        args = await shared.services.store.read(partial(_stream_args, origin=origin, session_id=session_id, asked=_asked()))
+        args = await shared.services.store.read(
+            partial(_stream_args, origin=origin, session_id=session_id, asked=_asked())
+        )
         if args.since is not None and await shared.services.store.read(partial(at_end, args=args)):
             return Response(status=204)
         shared.live.check_stream_room(origin.principal)
@@ -121,7 +123,7 @@ def make_routes(desk: Desk, firehose: Firehose) -> QuartTrio:
 
     @app.errorhandler(Exception)
     async def failed(error: Exception) -> Response:
-        log.exception("request failed", request_id=_request_id())
+        log.error("request failed", request_id=_request_id(), exc_info=error)
         return _answer({"error": errors.error_shape(error, _request_id())}, 500)
 
     return app
@@ -164,7 +166,7 @@ def _json(raw: bytes) -> object:
 
 
 def _stream(body: AbstractAsyncContextManager[trio.abc.ReceiveChannel[bytes]]) -> Response:
-    response = Response(StreamBody(body), content_type="text/event-stream")  # type: ignore[arg-type]
+    response = Response(StreamBody(body), content_type="text/event-stream")
     response.headers["Cache-Control"] = "no-store"
     response.headers["X-Accel-Buffering"] = "no"
     response.timeout = None
@@ -182,7 +184,7 @@ def _asked() -> dict[str, str]:
 
 def _stream_args(tx: Any, origin: Origin, session_id: str, asked: dict[str, str]) -> StreamArgs:
     """Raises RequestError not_found, invalid_cursor, invalid_argument."""
-    wanted = {"session_id": session_id[: MAX_ID_CHARACTERS + 1]}
+    wanted: dict[str, object] = {"session_id": session_id[: MAX_ID_CHARACTERS + 1]}
     row = find(tx, origin.principal, "session.events", Target.SESSION, wanted).session
     since: int | None = None
     if "since" in asked:

@@ -5,7 +5,7 @@ Revocation, expiry and shutdown cancel the scopes that are registered here; nobo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final, Literal
@@ -60,6 +60,8 @@ class Live:
         self._calls: dict[str, dict[_Work, None]] = {}
         self._streams: dict[str, dict[_Work, None]] = {}
         self._stream_count = 0
+        self.on_end: Callable[[str], None] = lambda _principal_id: None
+        """Told of each principal whose token is no longer good."""
 
     @contextmanager
     def call(self, principal: Principal, origin: Origin | None = None) -> Iterator[None]:
@@ -125,6 +127,7 @@ class Live:
         for table in (self._calls, self._streams):
             for work in list(table.get(principal_id, ())):
                 work.end("revoked")
+        self.on_end(principal_id)
 
     def end_protocol_session(self, protocol_session: str) -> None:
         """A handshake session was closed: end the calls made in it."""

@@ -17,11 +17,15 @@ CALL_SECONDS: Final = Histogram(
     buckets=(0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 45, 240),
     registry=REGISTRY,
 )
-REQUESTS: Final = Counter("oubliette_http_requests", "HTTP answers by door and status.", ["door", "status"], registry=REGISTRY)
+REQUESTS: Final = Counter(
+    "oubliette_http_requests", "HTTP answers by door and status.", ["door", "status"], registry=REGISTRY
+)
 REFUSED: Final = Counter("oubliette_refused", "Requests refused before any handler.", ["reason"], registry=REGISTRY)
 STREAMS: Final = Gauge("oubliette_streams", "Open event streams.", registry=REGISTRY)
 STREAM_EVENTS: Final = Counter("oubliette_stream_events", "Events sent to event streams.", registry=REGISTRY)
-STREAMS_DROPPED: Final = Counter("oubliette_streams_dropped", "Streams ended because nobody read them.", registry=REGISTRY)
+STREAMS_DROPPED: Final = Counter(
+    "oubliette_streams_dropped", "Streams ended because nobody read them.", registry=REGISTRY
+)
 WAITING_CALLS: Final = Gauge("oubliette_waiting_calls", "Tool calls in progress.", registry=REGISTRY)
 
 

@@ -31,9 +31,7 @@ class Shared:
         limits = services.config.server.rate_limit
         self.services = services
         self.live = Live()
-        self.auth = Auth(
-            services.store, self.live, per_second=limits.per_second, burst=limits.burst, now=services.now
-        )
+        self.auth = Auth(services.store, self.live, per_second=limits.per_second, burst=limits.burst, now=services.now)
         self.keys = RequestKeys(services.store, services.now)
         self._entries, self._written = trio.open_memory_channel[_Entry](_AUDIT_BACKLOG)
 

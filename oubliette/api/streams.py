@@ -8,7 +8,7 @@ is dropped.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Final
@@ -142,7 +142,7 @@ def at_end(tx: Tx, args: StreamArgs) -> bool:
 @trio.as_safe_channel
 async def session_stream(
     shared: Shared, frames: Frames, principal: Principal, args: StreamArgs, comment_seconds: float = COMMENT_SECONDS
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes, None]:
     """The bytes of one session's stream. Ends by itself: at the end of the log, at shutdown, with its token."""
     store = shared.services.store
     reader = _Reader(args, frames, -1 if args.since is None else args.since)
@@ -152,8 +152,7 @@ async def session_stream(
         behind = True
         while True:
             check_end = False
-            if behind or subscription.overflowed:
-                subscription.overflowed = False
+            if behind:
                 page = await store.read(reader.read)
                 behind = len(page) == _PAGE
                 arrived = reader.take(page)
@@ -162,7 +161,8 @@ async def session_stream(
                 arrived = [b":\n\n"]
                 with trio.move_on_after(comment_seconds) as patience:
                     batch = await subscription.next_batch()
-                    if subscription.overflowed:
+                    if _missed_some(subscription):
+                        behind = True
                         continue
                     arrived = reader.take(batch)
                     check_end = any(isinstance(item, EventRow) and item.type is EventType.STATUS for item in batch)
@@ -180,6 +180,12 @@ async def session_stream(
             if check_end and await store.read(reader.finished):
                 yield frame("end", {"session_id": args.session_id})
                 return
+
+
+def _missed_some(subscription: Subscription) -> bool:
+    """Whether the backlog overflowed since this was last asked."""
+    missed, subscription.overflowed = subscription.overflowed, False
+    return missed
 
 
 def pieces(frames: Sequence[bytes]) -> Iterator[bytes]:

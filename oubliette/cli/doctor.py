@@ -18,6 +18,7 @@ from oubliette.cli.place import home_of, running_daemon
 from oubliette.cli.problems import FAILED
 from oubliette.errors import OublietteError
 from oubliette.home import Home
+from oubliette.host import missing_room
 
 if TYPE_CHECKING:
     from oubliette.config import Config
@@ -146,10 +147,10 @@ def _disk(home: Home) -> Finding:
     while not place.exists():
         place = place.parent
     usage = shutil.disk_usage(place)
-    floor = max(2 << 30, usage.total // 20)
     detail = f"{usage.free / 1e9:.1f} GB free of {usage.total / 1e9:.1f} GB"
-    if usage.free < floor:
-        return Finding("disk", "error", detail, f"Below {floor / 1e9:.1f} GB no new turns begin.")
+    missing = missing_room(place)
+    if missing:
+        return Finding("disk", "error", detail, f"No new turns begin until {missing / 1e9:.1f} GB more are free.")
     return Finding("disk", "ok", detail)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -24,10 +23,7 @@ def example_config() -> str:
     """The commented configuration that ``init`` writes."""
     from importlib.resources import files
 
-    packaged = files("oubliette.cli").joinpath("templates", EXAMPLE)
-    if packaged.is_file():
-        return packaged.read_text(encoding="utf-8")
-    return (Path(__file__).resolve().parents[2] / "config" / EXAMPLE).read_text(encoding="utf-8")  # a source tree
+    return files("oubliette.cli").joinpath("templates", EXAMPLE).read_text(encoding="utf-8")
 
 
 def make_home(home: Home, *, overwrite: bool = False) -> bool:
@@ -82,7 +78,7 @@ def init(
     say(f"  configuration  {home.config_file}{'' if wrote else ' (kept)'}")
     say(f"  models         {models}")
     if not secret:
-        say(f'  token          there is one named "{named}" already; another: oubliette token create NAME')
+        say(f'  token          "{named}" exists; another: oubliette token create NAME --scope admin')
         return
     say(f"  token          {secret}")
     say(f"                 shown once; oubliette token revoke {named} ends it")

@@ -37,7 +37,7 @@ class LiveScreen:
     def line(self, text: str, style: Style = "plain") -> None:
         self._console.print(Text(safe_text(text), style=_STYLES[style]))
 
-    def working(self, what: str) -> None:
+    def working(self, what: str, *, tell: bool = False) -> None:
         if what != self._what:
             self._what, self._since = what, time.monotonic()
 

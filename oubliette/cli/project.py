@@ -34,17 +34,8 @@ def create(
     as_json: AsJson = False,
 ) -> None:
     """Make a project. Its container starts in the background; failures show in `project get`."""
-    made = connect(ctx).call(
-        "project",
-        action="create",
-        name=name,
-        description=description,
-        remote_url=remote_url,
-        branch=branch,
-        model=model,
-        network=network,
-        **parsed_settings(settings),
-    )
+    asked = {"description": description, "remote_url": remote_url, "branch": branch, "model": model, "network": network}
+    made = connect(ctx).call("project", action="create", **{**asked, "name": name, **parsed_settings(settings)})
     if as_json:
         say_json(made)
     else:

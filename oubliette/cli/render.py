@@ -29,8 +29,8 @@ class Screen(Protocol):
     def line(self, text: str, style: Style = "plain") -> None:
         """Something that stays."""
 
-    def working(self, what: str) -> None:
-        """What is going on right now; replaces what was said before."""
+    def working(self, what: str, *, tell: bool = False) -> None:
+        """What is going on right now; replaces what was said before. ``tell``: worth a line where nothing moves."""
 
     def preview(self, part: str, text: str) -> None:
         """More text of a part that is being written."""
@@ -43,7 +43,7 @@ class Screen(Protocol):
 
 
 class PlainScreen:
-    """Lines as they become final; what is going on is a line too when it changes."""
+    """Lines as they become final."""
 
     def __init__(self, write: Callable[[str], None]) -> None:
         self._write = write
@@ -52,10 +52,10 @@ class PlainScreen:
     def line(self, text: str, style: Style = "plain") -> None:
         self._write(safe_text(text))
 
-    def working(self, what: str) -> None:
-        if what and what != self._last and not what.startswith("thinking"):
+    def working(self, what: str, *, tell: bool = False) -> None:
+        if tell and what != self._last:
             self._write(f"· {safe_line(what)}")
-        self._last = what
+            self._last = what
 
     def preview(self, part: str, text: str) -> None:
         """A pipe gets the whole text once it is complete."""
@@ -126,7 +126,9 @@ class TurnView:
         progress = data.get("progress")
         if code == "container_starting":
             how = f" ({data['runtime']})" if data.get("runtime") else ""
-            self._screen.working(f"starting the container{how}" + (f": {_progress(progress)}" if progress else ""))
+            self._screen.working(
+                f"starting the container{how}" + (f": {_progress(progress)}" if progress else ""), tell=True
+            )
         elif code in {"container_ready", "woken"}:
             self._screen.working("thinking")
         else:
@@ -134,7 +136,7 @@ class TurnView:
             self._screen.line(f"· {code.replace('_', ' ')}" + (f": {what}" if what else ""), "dim")
 
     def _turn_queued(self, _event: Json) -> None:
-        self._screen.working("waiting for its turn")
+        self._screen.working("waiting for its turn", tell=True)
 
     def _turn_started(self, event: Json) -> None:
         if self._turn is None:

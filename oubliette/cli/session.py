@@ -75,7 +75,7 @@ def get(ctx: typer.Context, session: SessionId, as_json: AsJson = False) -> None
     for request in found.get("pending") or []:
         say(f"  waits for  {request.get('kind')} {request.get('request_id')}")
     for turn in sorted(found.get("turns") or [], key=lambda one: int(one["turn"])):
-        say(f"  turn {turn['turn']:<5} {turn.get('outcome', turn['status'])}  {_first_line(turn.get('prompt'))}")
+        say(f"  turn {turn['turn']:<5} {turn.get('outcome') or turn.get('status')}  {_first_line(turn.get('prompt'))}")
     final = (found.get("last_turn") or {}).get("final_text")
     if final:
         say()

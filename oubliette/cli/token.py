@@ -118,7 +118,7 @@ def revoke_token(home: Home, id_or_name: str) -> Json:
 def create(
     ctx: typer.Context,
     name: Annotated[str, typer.Argument(help="What it is for, e.g. laptop.")],
-    scope: Annotated[str, typer.Option(help="admin, admin:ro, project:<id> or project:<id>:ro.")] = "admin",
+    scope: Annotated[str, typer.Option(help="admin, admin:ro, project:<id> or project:<id>:ro.")],
     expires_in_days: Annotated[float | None, typer.Option(min=0, help="Without it: never.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -145,7 +145,7 @@ def list_(
     say_table(
         ("ID", "NAME", "SCOPE", "LAST USED", "STATE"),
         [(one["token_id"], one["name"], one["scope"], ago(one.get("last_used_at")), _state(one)) for one in found],
-        empty="no tokens; make one: oubliette token create NAME",
+        empty="no tokens; make one: oubliette token create NAME --scope admin",
     )
 
 

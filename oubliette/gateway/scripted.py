@@ -127,7 +127,7 @@ class Scripted:
         done = sum(one.role == "assistant" for one in conversation.said[index + 1 :])
         if done >= len(steps):
             return [Text("The script is finished.")]
-        key = hashlib.sha256(repr((session, conversation.said[index], done)).encode()).digest()
+        key = hashlib.sha256(repr((session, index, conversation.said[index].texts, done)).encode()).digest()
         return list(self._still_failing(steps[done], key))
 
     def _still_failing(self, actions: list[Action], key: bytes) -> Iterator[Action]:
@@ -193,6 +193,12 @@ def _directives(text: str) -> list[tuple[str, str]]:
     return found if any(name != "?" for name, _ in found) else []
 
 
+def _script(said: Said) -> list[tuple[str, str]]:
+    """The directives of the message's last text that has any: a prompt whose turn failed may stand before it, because
+    some wires join neighbouring messages of the user."""
+    return next(filter(None, map(_directives, reversed(said.texts))), [])
+
+
 def _repeated(directives: list[tuple[str, str]]) -> Iterator[tuple[str, str]]:
     """``@repeat n`` does the next directive n times, with ``%i%`` counting from 1."""
     times = 1
@@ -209,7 +215,7 @@ def _steps(conversation: Conversation, script: Said) -> list[list[Action]]:
     """The script as assistant steps: each ends with its tool calls, the last one with text."""
     steps: list[list[Action]] = [[]]
     pieces, pause = 1, 0.0
-    for name, argument in (one for text in script.texts for one in _repeated(_directives(text))):
+    for name, argument in _repeated(_script(script)):
         step = steps[-1]
         match name:
             case "?":

@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import socket
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterator, Mapping
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
@@ -157,6 +157,42 @@ class Hijacked:
             raise
 
 
+class _Body(httpx.AsyncByteStream):
+    """What is sent. httpx's own bodies are asynchronous generators, and one that a cancel leaves in the middle of a write
+    stays open until it is collected; this is a plain iterator."""
+
+    def __init__(self, content: AsyncIterable[bytes] | bytes | None, headers: Mapping[str, str]) -> None:
+        self.headers = dict(headers)
+        self._whole = [content] if isinstance(content, bytes) else []
+        self._parts = None if isinstance(content, bytes) or content is None else aiter(content)
+        if isinstance(content, bytes):
+            self.headers["Content-Length"] = str(len(content))
+        elif content is not None:
+            self.headers["Transfer-Encoding"] = "chunked"
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if self._whole:
+            return self._whole.pop()
+        if self._parts is None:
+            raise StopAsyncIteration
+        return await anext(self._parts)
+
+
+def _json_body(value: Any) -> _Body | None:
+    return None if value is None else _Body(json.dumps(value).encode(), {"Content-Type": "application/json"})
+
+
+@asynccontextmanager
+async def _closing(answer: httpx.Response) -> AsyncIterator[None]:
+    try:
+        yield
+    finally:
+        await answer.aclose()
+
+
 class EngineApi:
     """Calls to one engine. ``what`` in each names the operation and its subject for the error."""
 
@@ -174,7 +210,7 @@ class EngineApi:
         """``/version`` of the engine. Also what negotiates the version of all other calls."""
         with self._translating("ask the engine for its version", CALL_SECONDS):
             async with self._client() as client:
-                answer = await client.get("/version")
+                answer = await client.send(self._request("GET", "/version"))
                 await _raise_for_status(answer, "ask the engine for its version")
                 version = dict(answer.json())
         self._prefix = "/v" + negotiated(str(version.get("ApiVersion", "")), str(version.get("MinAPIVersion", "")))
@@ -194,7 +230,7 @@ class EngineApi:
         prefix = await self._negotiated()
         with self._translating(what, seconds):
             async with self._client() as client:
-                answer = await client.request(method, prefix + path, params=params, json=body)
+                answer = await client.send(self._request(method, prefix + path, params, _json_body(body)))
                 await _raise_for_status(answer, what)
                 return answer.json() if answer.content.strip() else None
 
@@ -249,35 +285,39 @@ class EngineApi:
     ) -> AsyncIterator[httpx.Response]:
         """A call whose body is read while it comes. The whole of it, reading included, may take ``seconds``."""
         prefix = await self._negotiated()
-        headers = {"Content-Type": "application/x-tar"} if content is not None else None
+        body = None if content is None else _Body(content, {"Content-Type": "application/x-tar"})
         with self._translating(what, seconds):
-            async with (
-                self._client() as client,
-                client.stream(method, prefix + path, params=params, content=content, headers=headers) as answer,
-            ):
-                await _raise_for_status(answer, what)
-                yield answer
+            async with self._client() as client:
+                answer = await client.send(self._request(method, prefix + path, params, body), stream=True)
+                async with _closing(answer):
+                    await _raise_for_status(answer, what)
+                    yield answer
 
     @asynccontextmanager
     async def hijack(self, path: str, *, what: str, body: Any, seconds: float) -> AsyncIterator[Hijacked]:
         """A call that turns its connection into a raw stream (101). The whole of it may take ``seconds``."""
         prefix = await self._negotiated()
-        headers = {"Connection": "Upgrade", "Upgrade": "tcp"}
+        request = self._request("POST", prefix + path, None, _json_body(body))
+        request.headers.update({"Connection": "Upgrade", "Upgrade": "tcp"})
         with self._translating(what, seconds):
-            async with (
-                self._client() as client,
-                client.stream("POST", prefix + path, json=body, headers=headers) as answer,
-            ):
-                await _raise_for_status(answer, what)
-                if answer.status_code != 101:
-                    raise EngineError(f"{what}: the engine answered {answer.status_code}, not a raw stream")
-                yield Hijacked(answer.extensions["network_stream"], what)
+            async with self._client() as client:
+                answer = await client.send(request, stream=True)
+                async with _closing(answer):
+                    await _raise_for_status(answer, what)
+                    if answer.status_code != 101:
+                        raise EngineError(f"{what}: the engine answered {answer.status_code}, not a raw stream")
+                    yield Hijacked(answer.extensions["network_stream"], what)
 
     async def _negotiated(self) -> str:
         if self._prefix is None:
             await self.version()
         assert self._prefix is not None
         return self._prefix
+
+    def _request(self, method: str, path: str, params: Query | None = None, body: _Body | None = None) -> httpx.Request:
+        url = self.endpoint().base_url + path
+        body = body or _Body(None, {})
+        return httpx.Request(method, url, params=params, headers=body.headers, stream=body)
 
     def _client(self) -> httpx.AsyncClient:
         endpoint = self.endpoint()
@@ -300,37 +340,57 @@ class EngineApi:
             raise EngineError(f"{what}: {type(error).__name__} {error}".strip(), retryable=True) from error
 
 
-def body_of(answer: httpx.Response) -> aclosing[AsyncGenerator[bytes]]:
-    """The body as it comes, closed when the block is left: httpx's generator would otherwise wait for the collector."""
-    return aclosing(cast("AsyncGenerator[bytes]", answer.aiter_bytes()))
+async def read_body(
+    answer: httpx.Response, take: Callable[[bytes], None], *, what: str, silence_seconds: float
+) -> None:
+    """Give the body to ``take`` as it comes. It may raise errors of ours, which end the reading; so does a silence of
+    ``silence_seconds``, as EngineError."""
+    failure: OublietteError | None = None
+    with trio.CancelScope(deadline=trio.current_time() + silence_seconds) as scope:
+        async for data in answer.aiter_bytes():
+            scope.deadline = trio.current_time() + silence_seconds
+            try:
+                take(data)
+            except OublietteError as error:
+                # Left in the middle, httpx's nested generators would stay open until they are collected. A cancel
+                # reaches the innermost one and unwinds them all.
+                failure = error
+                scope.cancel("what came cannot be used")
+    if failure is not None:
+        raise failure
+    if scope.cancelled_caught:
+        raise EngineError(f"{what}: nothing came from the engine for {silence_seconds:g} s", retryable=True)
 
 
 async def read_lines(
     answer: httpx.Response, handle: Callable[[dict[str, Any]], None], *, what: str, silence_seconds: float
 ) -> None:
     """Give each object of a body of JSON lines to ``handle``. A line with ``error`` raises EngineError; so does a line
-    over LONGEST_LINE_BYTES and a silence longer than ``silence_seconds``."""
+    over LONGEST_LINE_BYTES, one that is no object, and a silence longer than ``silence_seconds``."""
     rest = b""
-    with trio.move_on_after(silence_seconds) as silence:
-        async with body_of(answer) as body:
-            async for data in body:
-                silence.deadline = trio.current_time() + silence_seconds
-                *whole, rest = (rest + data).split(b"\n")
-                if len(rest) > LONGEST_LINE_BYTES:
-                    raise EngineError(f"{what}: a line of the engine's progress is too long")
-                for line in whole:
-                    _one_line(line, handle, what)
-        _one_line(rest, handle, what)
-    if silence.cancelled_caught:
-        raise EngineError(f"{what}: nothing came from the engine for {silence_seconds:g} s", retryable=True)
+
+    def take(data: bytes) -> None:
+        nonlocal rest
+        *whole, rest = (rest + data).split(b"\n")
+        if len(rest) > LONGEST_LINE_BYTES:
+            raise EngineError(f"{what}: a line of the engine's progress is too long")
+        for line in whole:
+            _one_line(line, handle, what)
+
+    await read_body(answer, take, what=what, silence_seconds=silence_seconds)
+    _one_line(rest, handle, what)
 
 
 def _one_line(line: bytes, handle: Callable[[dict[str, Any]], None], what: str) -> None:
     if not line.strip():
         return
-    entry = dict(json.loads(line))
-    if "error" in entry:
-        raise EngineError(f"{what}: {str(entry['error'])[:LONGEST_ERROR_CHARACTERS]}")
+    try:
+        entry = json.loads(line)
+    except ValueError as error:
+        raise EngineError(f"{what}: a line of the engine's progress is no JSON: {line[:100]!r}") from error
+    if not isinstance(entry, dict) or "error" in entry:
+        words = entry["error"] if isinstance(entry, dict) else entry
+        raise EngineError(f"{what}: {str(words)[:LONGEST_ERROR_CHARACTERS]}")
     handle(entry)
 
 

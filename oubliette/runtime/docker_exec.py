@@ -12,7 +12,7 @@ import trio
 from oubliette.errors import ContainerError, ContainerExited, EngineError, WireError
 from oubliette.log import get_logger
 from oubliette.runtime.base import ExecResult
-from oubliette.runtime.docker_api import EngineApi, EngineRefused, Hijacked, body_of
+from oubliette.runtime.docker_api import EngineApi, EngineRefused, Hijacked, read_body
 from oubliette.runtime.process import HeadTail
 from oubliette.wire.docker_stream import Channel, FrameReader
 
@@ -219,13 +219,13 @@ async def read_logs(api: EngineApi, name: str, *, tail: int, max_bytes: int) -> 
     kept, frames = bytearray(), FrameReader()
     params: dict[str, str | int] = {"stdout": 1, "stderr": 1, "tail": tail}
     path = f"/containers/{quote(name, safe='')}/logs"
-    async with (
-        api.stream("GET", path, what=what, params=params, seconds=LOGS_SECONDS) as answer,
-        body_of(answer) as body,
-    ):
-        async for data in body:
-            for chunk in frames.feed(data):
-                kept += chunk.data
-            if len(kept) > 2 * max_bytes:
-                del kept[:-max_bytes]
-    return bytes(kept[-max_bytes:])
+
+    def take(data: bytes) -> None:
+        for chunk in frames.feed(data):
+            kept.extend(chunk.data)
+        if len(kept) > 2 * max_bytes:
+            del kept[: len(kept) - max_bytes]
+
+    async with api.stream("GET", path, what=what, params=params, seconds=LOGS_SECONDS) as answer:
+        await read_body(answer, take, what=what, silence_seconds=LOGS_SECONDS)
+    return bytes(kept[max(0, len(kept) - max_bytes) :])

@@ -12,7 +12,12 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import os
+import resource
 import signal
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 CLONE_NEWNS = 0x00020000
 CLONE_NEWCGROUP = 0x02000000
@@ -25,7 +30,8 @@ CLONE_NEWNET = 0x40000000
 MS_REC = 0x4000
 MS_PRIVATE = 1 << 18
 
-PR_SET_PDEATHSIG = 1
+OPEN_FILES = 1 << 16
+
 PR_SET_DUMPABLE = 4
 PR_SET_SECCOMP = 22
 PR_CAPBSET_DROP = 24
@@ -112,16 +118,31 @@ def join_new_session_keyring() -> None:
             raise
 
 
-def drop_capabilities() -> None:
-    """Empty every capability set of this process, the bounding and the ambient one first."""
+def last_capability() -> int:
     with open("/proc/sys/kernel/cap_last_cap") as file:
-        last = int(file.read())
+        return int(file.read())
+
+
+def drop_bounding_set(last: int) -> None:
+    """No program executed from here on can gain a capability. Needs CAP_SETPCAP."""
     for number in range(last + 1):
         prctl(PR_CAPBSET_DROP, number)
+
+
+def clear_capabilities() -> None:
+    """Empty the ambient, inheritable, permitted and effective sets."""
     prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL)
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
     data = (ctypes.c_uint32 * 6)()
     _checked(_Libc.get().capset(header, data), "capset")
+
+
+def limit_files(wanted: int = OPEN_FILES) -> None:
+    """Neither the daemon's low nor its high limit of open files; and no core files, which hold what memory held."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    number = wanted if hard == resource.RLIM_INFINITY else min(hard, wanted)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (number, number))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def load_seccomp(program: bytes) -> None:
@@ -149,6 +170,29 @@ def parent_of_user_namespace(descriptor: int) -> int | None:
         return fcntl.ioctl(descriptor, _NS_GET_PARENT)
     except PermissionError:
         return None
+
+
+def fork(work: Callable[[], None], complain: int) -> int:
+    """Run ``work`` in a child process and return its id. The child ends with 125 when ``work`` returns or raises; what
+    it raises is written to the descriptor ``complain``. For programs with one thread."""
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        work()
+    except BaseException as error:  # noqa: BLE001  (whatever it is, it must not go on in the parent's code)
+        os.write(complain, f"{error}\n".encode(errors="replace"))
+    finally:
+        os._exit(125)
+
+
+def execute(program: str, argv: list[str], env: dict[str, str]) -> None:
+    """Become ``program``, with signals as programs expect them: Python ignores SIGPIPE and SIGXFSZ, and an ignored
+    signal survives exec (pasta 2023 even refuses to start then)."""
+    for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    os.execve(program, argv, env)  # noqa: S606  (no shell is what is wanted)
 
 
 def boot_id() -> str:

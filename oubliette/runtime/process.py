@@ -60,16 +60,18 @@ async def run(
     max_output_bytes: int = 1 << 20,
     uid: int | None = None,
     gid: int | None = None,
+    keep_background: bool = False,
 ) -> ExecResult:
     """Run ``argv`` to its end; ``env`` is all of its environment, and also where PATH is looked up.
 
     A non-zero exit is a result (a signal is ``128 + number``, as shells and engines say it), a time-out is one with
     ``timed_out``. ``max_output_bytes`` holds for stdout and stderr each. ``uid``/``gid`` (together) need root and drop
-    the supplementary groups. Raises RuntimeUnavailable when the program cannot be started.
+    the supplementary groups. ``keep_background``: what it leaves behind at an end of its own accord may go on.
+    Raises RuntimeUnavailable when the program cannot be started.
     """
     process = await _start(argv, env, cwd, piped_stdin=bool(stdin), uid=uid, gid=gid)
     out, err = HeadTail(max_output_bytes), HeadTail(max_output_bytes)
-    timed_out = False
+    timed_out = ended = False
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_read, process.stdout, out)
@@ -79,11 +81,14 @@ async def run(
             with trio.move_on_after(timeout_seconds) as limit:
                 await _ended(process)
             timed_out = limit.cancelled_caught
-            # Before the leader is reaped, so that the group number cannot have become somebody else's.
-            _kill_group(process)
+            if timed_out or not keep_background:
+                # Before the leader is reaped, so that the group number cannot have become somebody else's.
+                _kill_group(process)
+            ended = True
             nursery.cancel_scope.deadline = trio.current_time() + DRAIN_SECONDS
     finally:
-        _kill_group(process)
+        if not (ended and keep_background):
+            _kill_group(process)
         with trio.CancelScope(shield=True, deadline=trio.current_time() + KILL_SECONDS):
             await process.wait()
         for stream in (process.stdin, process.stdout, process.stderr):

@@ -72,53 +72,49 @@ def open_network(pasta: str, drop_to: list[int] | None) -> Network:
 def _hold_namespace(drop_to: list[int] | None) -> int:
     """Start a process that does nothing but be in new user and network namespaces, and return its id."""
     ready_read, ready_write = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            os.close(ready_read)
-            _drop(drop_to)
-            uid, gid = os.geteuid(), os.getegid()
-            linux.unshare(linux.CLONE_NEWUSER | linux.CLONE_NEWNET)
-            # Changing the user made it undumpable, and pasta, the same user, has to read its /proc/PID/ns.
-            linux.prctl(linux.PR_SET_DUMPABLE, 1)
-            for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
-                with open(f"/proc/self/{name}", "w") as file:
-                    file.write(text)
-            os.write(ready_write, b"ok")
-            while True:
-                signal.pause()
-        except BaseException as error:  # Whatever it is: this must never return into the parent's code.
-            os.write(ready_write, f"a network namespace cannot be made: {error}".encode())
-        os._exit(1)
+
+    def hold() -> None:
+        os.close(ready_read)
+        _drop(drop_to)
+        uid, gid = os.geteuid(), os.getegid()
+        linux.unshare(linux.CLONE_NEWUSER | linux.CLONE_NEWNET)
+        # Changing the user made it undumpable, and pasta, the same user, has to read its /proc/PID/ns.
+        linux.prctl(linux.PR_SET_DUMPABLE, 1)
+        for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
+            with open(f"/proc/self/{name}", "w") as file:
+                file.write(text)
+        os.write(ready_write, b"ok")
+        while True:
+            signal.pause()
+
+    pid = linux.fork(hold, ready_write)
     os.close(ready_write)
     with os.fdopen(ready_read, "rb", buffering=0) as ready:
-        said = ready.read(4096) or b"a network namespace cannot be made"
+        said = ready.read(4096) or b""
     if said != b"ok":
         _end(pid)
-        raise NetworkError(said.decode(errors="replace"))
+        raise NetworkError(f"a network namespace cannot be made: {said.decode(errors='replace').strip()}")
     return pid
 
 
 def _spawn_pasta(pasta: str, holder: int, drop_to: list[int] | None) -> int:
-    pid = os.fork()
-    if pid == 0:
-        try:
-            log = os.open(_PASTA_LOG, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            os.dup2(log, 1)
-            os.dup2(log, 2)
-            if drop_to:
-                _own_tun_device()
-            _drop(drop_to)
-            # pasta 2023 takes "SIGPIPE was ignored" for an error, and Python ignores it.
-            signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-            nothing = ("-t", "none", "-u", "none", "-T", "none", "-U", "none", "--no-map-gw")
-            place = ("--userns", f"/proc/{holder}/ns/user", "--netns", f"/proc/{holder}/ns/net", "--no-netns-quit")
-            words = ("--foreground", "--stderr", "--quiet", "--config-net", "--dns-forward", DNS_ADDRESS)
-            os.execve(pasta, ["pasta", *words, *nothing, *place], {})
-        except BaseException as error:  # As above.
-            os.write(2, f"pasta: {error}\n".encode())
-        os._exit(125)
-    return pid
+    log = os.open(_PASTA_LOG, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+
+    def work() -> None:
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        if drop_to:
+            _own_tun_device()
+        _drop(drop_to)
+        nothing = ("-t", "none", "-u", "none", "-T", "none", "-U", "none", "--no-map-gw")
+        place = ("--userns", f"/proc/{holder}/ns/user", "--netns", f"/proc/{holder}/ns/net", "--no-netns-quit")
+        words = ("--foreground", "--stderr", "--quiet", "--config-net", "--dns-forward", DNS_ADDRESS)
+        linux.execute(pasta, ["pasta", *words, *nothing, *place], {})
+
+    try:
+        return linux.fork(work, log)
+    finally:
+        os.close(log)
 
 
 def _own_tun_device() -> None:

@@ -10,7 +10,7 @@ In its directory: ``lock`` (held for as long as it lives), ``run.json`` (who run
 """
 
 # Without pathlib, dataclasses and the like: this program stays in memory once for every sandbox. See linux.py.
-# ruff: noqa: PTH100, PTH105, PTH107, PTH108, PTH116
+# ruff: noqa: PTH105, PTH108, PTH116
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ import errno
 import fcntl
 import json
 import os
-import resource
 import select
 import signal
 import sys
@@ -37,7 +36,6 @@ ALREADY_RUNNING = 75
 POLL_SECONDS = 0.002
 OOM_SCORE = "300"
 """A host that runs out of memory takes it from sandboxes before anything else."""
-OPEN_FILES = 1 << 16
 
 
 class LaunchError(Exception):
@@ -49,9 +47,7 @@ def main() -> int:
     os.umask(0o077)
     launch = json.load(sys.stdin.buffer)
     lock = os.open("lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not _lock(lock):
         return ALREADY_RUNNING
     answer_read, answer_write = os.pipe()
     if os.fork():
@@ -85,7 +81,7 @@ class Shim:
         self._status, status = os.pipe()
         self._said = b""
         self._run: dict[str, Any] = {}
-        self._init: tuple[int, int] | None = None
+        self._init: list[int] | None = None
         self._groups: list[str] = []
         self._network: sandbox_network.Network | None = None
         self._monitor = 0
@@ -109,9 +105,9 @@ class Shim:
         watched = select.poll()
         watched.register(self._output, select.POLLIN)
         pending = set()
-        for pid in (self._monitor, self._init[0] if self._init else 0):
+        for identity in (_identity(self._monitor), self._init):
             # The monitor may be killed alone, and then the sandbox goes on: both have to end.
-            descriptor = _watch(pid)
+            descriptor = _watch(identity)
             if descriptor is not None:
                 pending.add(descriptor)
                 watched.register(descriptor, select.POLLIN)
@@ -142,19 +138,17 @@ class Shim:
             *("--", *launch["command"]),
         ]
         gate_read, gate_write = os.pipe()
-        self._monitor = os.fork()
-        if self._monitor == 0:
-            try:
-                os.close(gate_write)
-                if os.read(gate_read, 1):
-                    os.dup2(output, 1)
-                    os.dup2(output, 2)
-                    for descriptor in (options, seccomp, status):
-                        os.set_inheritable(descriptor, True)
-                    _become(launch["bwrap"], command, self._network)
-            except BaseException as error:  # Whatever it is: this must never return into the parent's code.
-                os.write(2, f"sandbox: {error}\n".encode())
-            os._exit(125)
+
+        def work() -> None:
+            os.close(gate_write)
+            if os.read(gate_read, 1):
+                os.dup2(output, 1)
+                os.dup2(output, 2)
+                for descriptor in (options, seccomp, status):
+                    os.set_inheritable(descriptor, True)
+                _become(launch["bwrap"], command, self._network)
+
+        self._monitor = linux.fork(work, output)
         os.close(gate_read)
         os.close(options)
         os.close(seccomp)
@@ -173,14 +167,14 @@ class Shim:
             "init": None,
             "pid_namespace": None,
             "groups": self._groups,
-            "enforced": enforced + launch["enforced"],
+            "enforced": list(dict.fromkeys(enforced + launch["enforced"])),
         }
         _write_json("run.json", self._run)
 
     def _settle(self) -> None:
         """Return once the sandbox's own program runs behind its filter, or has already run and ended."""
         deadline = time.monotonic() + START_SECONDS
-        watch = _watch(self._monitor)
+        watch = _watch(_identity(self._monitor))
         while True:
             ended = watch is None or bool(select.select([watch], [], [], POLL_SECONDS)[0])
             self._log.copy(self._output)
@@ -222,10 +216,9 @@ class Shim:
             pass  # Nothing more for now.
         if self._init is None:
             pid = self._reported("child-pid")
-            if pid is not None and (identity := _identity(pid)) is not None:
-                self._init = (identity[0], identity[1])
-                namespace = linux.namespace_number(pid, "pid_for_children") or self._reported("pid-namespace")
-                self._run.update(init=identity, pid_namespace=namespace)
+            self._init = None if pid is None else _identity(pid)
+            if self._init is not None:
+                self._run.update(init=self._init, pid_namespace=linux.namespace_number(self._init[0], "pid"))
                 _write_json("run.json", self._run)
 
     def _reported(self, key: str) -> int | None:
@@ -301,22 +294,23 @@ def _become(bwrap: str, command: list[str], network: sandbox_network.Network | N
     linux.join_new_session_keyring()
     with open("/proc/self/oom_score_adj", "w") as file:
         file.write(OOM_SCORE)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, wanted))
+    linux.limit_files()
     os.umask(0o022)
-    reset_signals()
     if network is not None:
         network.enter()
-    os.execve(bwrap, command, {})
+    linux.execute(bwrap, command, {})
 
 
-def reset_signals() -> None:
-    """As a program expects them: Python ignores SIGPIPE and SIGXFSZ, and an ignored signal survives exec."""
-    for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT):
-        signal.signal(number, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+def _lock(descriptor: int) -> bool:
+    """Take the lock. Tries for a moment: who only asks whether it is held takes it for an instant, too."""
+    for _ in range(50):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(POLL_SECONDS)
+        else:
+            return True
+    return False
 
 
 def _silence() -> None:
@@ -331,14 +325,18 @@ def _identity(pid: int) -> list[int] | None:
     return None if start is None else [pid, start]
 
 
-def _watch(pid: int) -> int | None:
-    """A descriptor that becomes readable when the process has ended; None when there is none any more."""
-    if not pid:
+def _watch(identity: list[int] | None) -> int | None:
+    """A descriptor that becomes readable when this process has ended; None when it has ended already."""
+    if identity is None:
         return None
     try:
-        return linux.pidfd_open(pid)
+        descriptor = linux.pidfd_open(identity[0])
     except ProcessLookupError:
         return None
+    if _identity(identity[0]) == identity:
+        return descriptor
+    os.close(descriptor)
+    return None
 
 
 def _kill(pid: int) -> None:

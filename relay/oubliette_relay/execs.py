@@ -12,6 +12,9 @@ from oubliette_relay.processes import LAST_WORDS_SECONDS, Child, PipeReader, Rea
 
 _PIECE = 1 << 16
 
+RUN_LIMIT = 2 * protocol.EXEC_LIMIT
+"""The daemon keeps to its own limit; one that it has ended may still be ending here."""
+
 DialBack = Callable[[str], Awaitable[Tuple[asyncio.StreamReader, asyncio.StreamWriter]]]
 
 
@@ -51,8 +54,8 @@ class Execs:
 
     async def run(self, message: protocol.Exec) -> None:
         """The whole life of one command. Raises Refused when it cannot be started."""
-        if self._running >= protocol.EXEC_LIMIT:
-            raise Refused("busy", f"{protocol.EXEC_LIMIT} commands run already")
+        if self._running >= RUN_LIMIT:
+            raise Refused("busy", f"{RUN_LIMIT} commands run already")
         self._running += 1
         try:
             await _Command(self._reaper, message).live(self._dial_back)

@@ -15,6 +15,8 @@ from oubliette_relay.protocol import SESSION_VARIABLE
 
 KILL_SECONDS = 3.0
 """How long one kill goes on looking for new ones."""
+CALM_SCANS = 20
+"""Scans that found nothing are believed after so many, however many unrelated processes come and go."""
 _CHUNK = 1 << 16
 _ENVIRONMENT_BYTES = 8 << 20
 """More than the kernel allows a process to be started with."""
@@ -26,19 +28,24 @@ def kill_marked(mark: Optional[str], deadline: float) -> Tuple[int, int]:
     """
     needle = f"\0{SESSION_VARIABLE}=".encode() + (b"" if mark is None else os.fsencode(mark) + b"\0")
     met: Set[Tuple[int, int]] = set()
+    ended_before: Set[int] = set()
+    calm = 0
     pause = 0.001
     while True:
-        found = _marked(needle)
+        found, ended = _marked(needle)
         for pid, started in found:
             met.add((pid, started))
-            _kill(pid, started)
-        if not found:
+            _signal(pid, started, signal.SIGKILL)
+        # A process that ended while we looked may have had a child that we have not seen. Old zombies have not.
+        calm = 0 if found else calm + 1
+        if not found and (ended <= ended_before or calm > CALM_SCANS):
             return len(met), 0
         if time.monotonic() >= deadline:
             return len(met), len(found)
+        ended_before = ended
         # SIGKILL is not instant, and a process that was forking meanwhile has a child that this scan has not seen.
         time.sleep(pause)
-        pause = min(pause * 2, 0.05)
+        pause = min(pause * 2, 0.05) if found else 0.001
 
 
 def memory_of(pid: int) -> int:
@@ -50,24 +57,34 @@ def memory_of(pid: int) -> int:
         return 0
 
 
-def _marked(needle: bytes) -> List[Tuple[int, int]]:
-    """Pid and start time of the marked ones that are alive, with their descendants. Never this process."""
+def _marked(needle: bytes) -> Tuple[List[Tuple[int, int]], Set[int]]:
+    """Pid and start time of the marked ones that are alive, with their descendants; and who had ended or ended
+    meanwhile. Never this process.
+
+    The newest are looked at first, and stopped when marked: what forks and exits without end would otherwise always be
+    a step ahead. Stopped and not killed, because a dead one's child cannot be told from a stranger.
+    """
     parents: Dict[int, int] = {}
     started: Dict[int, int] = {}
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            about = _about(int(name))
-            if about is not None:
-                parents[int(name)], started[int(name)] = about
+    ended: Set[int] = set()
+    chosen: Set[int] = set()
     ours = os.getpid()
-    chosen = {pid for pid in parents if pid != ours and _carries(pid, needle)}
-    if chosen:
-        grown = True
-        while grown:
-            born = {pid for pid, parent in parents.items() if parent in chosen} - chosen - {ours}
-            grown = bool(born)
-            chosen |= born
-    return [(pid, started[pid]) for pid in chosen]
+    for pid in sorted((int(name) for name in os.listdir("/proc") if name.isdigit()), reverse=True):
+        carries = pid != ours and _carries(pid, needle)
+        about = _about(pid)
+        if about is None:
+            ended.add(pid)
+            continue
+        parents[pid], started[pid] = about
+        if carries:
+            chosen.add(pid)
+            _signal(pid, started[pid], signal.SIGSTOP)
+    grown = bool(chosen)
+    while grown:
+        born = {pid for pid, parent in parents.items() if parent in chosen} - chosen - {ours}
+        grown = bool(born)
+        chosen |= born
+    return [(pid, started[pid]) for pid in chosen], ended
 
 
 def _about(pid: int) -> Optional[Tuple[int, int]]:
@@ -100,7 +117,7 @@ def _carries(pid: int, needle: bytes) -> bool:
     return False
 
 
-def _kill(pid: int, started: int) -> None:
+def _signal(pid: int, started: int, number: int) -> None:
     """Through a pidfd where the kernel has it: the number may belong to somebody else by now."""
     try:
         handle = os.pidfd_open(pid)
@@ -111,9 +128,9 @@ def _kill(pid: int, started: int) -> None:
         if about is None or about[1] != started:
             return
         if handle >= 0:
-            signal.pidfd_send_signal(handle, signal.SIGKILL)
+            signal.pidfd_send_signal(handle, number)
         else:
-            os.kill(pid, signal.SIGKILL)
+            os.kill(pid, number)
     except OSError:
         return
     finally:

@@ -12,7 +12,18 @@ import trio
 
 from oubliette.container.link import RelayLink
 from oubliette.errors import ContainerError
-from tests.relay.harness import ENV, PATIENCE, alive, connected, pid_from, read_all, relay_process, server, until
+from tests.relay.harness import (
+    ENV,
+    PATIENCE,
+    alive,
+    connected,
+    parent_of,
+    pid_from,
+    read_all,
+    relay_process,
+    server,
+    until,
+)
 
 MARK = "OUBLIETTE_SESSION"
 
@@ -92,7 +103,7 @@ async def test_stopping_asks_first_and_kills_after_the_grace(tmp_path: Path) -> 
 
 
 async def until_it_says(link: RelayLink, word: str) -> None:
-    while not any(state.running and word in state.stderr for state in await link.list_processes()):
+    while not any(state.running and word in state.stderr for state in await link.list_processes()):  # noqa: ASYNC110
         await trio.sleep(0.01)
 
 
@@ -101,8 +112,7 @@ async def test_the_heartbeat_tells_how_much_memory_a_process_uses(tmp_path: Path
         with trio.fail_after(PATIENCE):
             script = "x = b'x' * (80 << 20); import time; time.sleep(600)"
             await link.start_process("big", [sys.executable, "-c", script], ENV, "/")
-            while (link.memory_bytes("big") or 0) < 80 << 20:
-                await trio.sleep(0.05)
+            await until(lambda: (link.memory_bytes("big") or 0) > 80 << 20)
         assert link.memory_bytes("nobody") is None
 
 
@@ -187,10 +197,10 @@ async def test_more_commands_than_slots_wait_for_each_other(tmp_path: Path) -> N
 async def test_orphans_are_reaped(tmp_path: Path) -> None:
     async with connected(tmp_path) as (link, relay):
         with trio.fail_after(PATIENCE):
-            await link.exec(["sh", "-c", f"(setsid sh -c 'echo $$ > {tmp_path}/pid; exec sleep 0.2' &)"], env=ENV)
+            await link.exec(["sh", "-c", f"(setsid sh -c 'echo $$ > {tmp_path}/pid; exec sleep 600' &)"], env=ENV)
             pid = await pid_from(tmp_path / "pid")
-            parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]
-            assert int(parent) == relay.pid, "the relay adopts orphans"
+            assert parent_of(pid) == relay.pid, "the relay adopts orphans"
+            os.kill(pid, signal.SIGKILL)
             await until(lambda: not Path(f"/proc/{pid}").exists())
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from oubliette.runtime.bubblewrap import Bubblewrap
 from oubliette.runtime.default_images import DEFAULT_IMAGES
 from oubliette.runtime.docker import Docker
 from tests.runtime.contract import Factory, Kit, cleaned
@@ -27,6 +28,13 @@ async def docker(place: Path) -> AsyncIterator[Kit]:
         yield kit
 
 
+@asynccontextmanager
+async def bubblewrap(place: Path) -> AsyncIterator[Kit]:
+    """The path of whoever runs the tests: root's, or an ordinary user's (`test_bubblewrap_user` runs these as one)."""
+    async with cleaned(Kit(Bubblewrap(place / "sandboxes"), place, walls=True)) as kit:
+        yield kit
+
+
 async def usable_docker(place: Path) -> Docker:
     """The engine of DOCKER_HOST with the base image in it. Fails the test otherwise."""
     runtime = Docker(os.environ, scratch=place)
@@ -42,10 +50,10 @@ async def usable_docker(place: Path) -> Docker:
 
 _tried: list[str] = []
 
-FACTORIES: dict[str, Factory] = {"fake": fake, "docker": docker}
+FACTORIES: dict[str, Factory] = {"fake": fake, "docker": docker, "bubblewrap": bubblewrap}
 """Every runtime by name. Those but the fake are marked ``engine``."""
 
-CONFINING = ("docker",)
+CONFINING = ("docker", "bubblewrap")
 """Those of FACTORIES that have walls."""
 
 

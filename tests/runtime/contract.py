@@ -102,6 +102,14 @@ class Kit:
                 return info
             await trio.sleep(0.02)
 
+    async def said(self, name: str) -> str:
+        """Wait until its own process has written something; all of that."""
+        while True:
+            logs = await self.runtime.logs(name)
+            if logs.endswith(b"\n"):
+                return logs.decode()
+            await trio.sleep(0.02)
+
     async def sh(self, name: str, script: str, **options: Any) -> str:
         """Run a script inside; its stdout. Fails the test when it fails."""
         result = await self.runtime.exec(name, ["sh", "-c", script], **options)

@@ -25,8 +25,7 @@ async def test_the_container_and_its_commands_have_no_privilege_at_all(confined:
     with trio.fail_after(SECONDS):
         name = await confined.run(["sh", "-c", "cat /proc/self/status; sleep 1000"])
         by_command = await confined.sh(name, "cat /proc/self/status")
-        while not (by_itself := (await confined.runtime.logs(name)).decode()):
-            await trio.sleep(0.02)
+        by_itself = await confined.said(name)
     for text in (by_command, by_itself):
         fields = status_fields(text)
         assert fields["Uid"].split() == [str(confined.uid)] * 4
@@ -45,9 +44,7 @@ async def test_no_descriptor_of_the_daemon_is_inside(confined: Kit) -> None:
         with trio.fail_after(SECONDS):
             name = await confined.run(["python3", "-I", "-c", LIST_DESCRIPTORS + "\nimport time; time.sleep(1000)"])
             assert await confined.python(name, LIST_DESCRIPTORS) == "[]\n"
-            while not (by_itself := await confined.runtime.logs(name)):
-                await trio.sleep(0.02)
-            assert by_itself == b"[]\n"
+            assert await confined.said(name) == "[]\n"
     finally:
         os.close(secret)
 
@@ -326,9 +323,9 @@ async def test_a_socket_in_a_read_only_mount_can_be_dialled_and_is_found_again(c
 def tree(confined: Kit) -> Path:
     """A workspace with ``ci/deploy/key`` and ``docs/text``, all of it the container user's."""
     workspace = confined.directory("workspace")
-    for path, text in (("ci/deploy/key", "secret"), ("ci/open", "open"), ("docs/text", "text")):
-        (workspace / path).parent.mkdir(parents=True, exist_ok=True)
-        (workspace / path).write_text(text)
+    for name, text in (("ci/deploy/key", "secret"), ("ci/open", "open"), ("docs/text", "text")):
+        (workspace / name).parent.mkdir(parents=True, exist_ok=True)
+        (workspace / name).write_text(text)
     for path in [workspace, *workspace.rglob("*")]:
         confined.give(path)
     return workspace

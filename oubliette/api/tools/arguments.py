@@ -158,7 +158,9 @@ def _converted(spec: FieldSpec, value: Any) -> Any:
         for position, part in enumerate(value):
             if not _is(spec.item, part):
                 raise invalid(
-                    spec.name, f"must hold {_plural(spec.item)}; item {position + 1} is {_called(part)}", hint=_hint(spec)
+                    spec.name,
+                    f"must hold {_plural(spec.item)}; item {position + 1} is {_called(part)}",
+                    hint=_hint(spec),
                 )
     if kind == "string" and spec.choices and value not in spec.choices:
         raise invalid(spec.name, f"must be one of {', '.join(spec.choices)}, not {shown(value)}")
@@ -198,8 +200,8 @@ def _called(value: object) -> str:
     if value is None:
         return "null"
     for kind in ("boolean", "integer", "number", "string", "array", "object"):
-        if _is(kind, value):  # type: ignore[arg-type]
-            return _ARTICLES[kind] if kind != "boolean" else "a boolean"  # type: ignore[index]
+        if _is(kind, value):
+            return _ARTICLES[kind] if kind != "boolean" else "a boolean"
     return "something else"
 
 

@@ -68,7 +68,7 @@ def shown(value: object, length: int = 60) -> str:
     """Somebody else's text inside a sentence of ours: printable ASCII, quoted, short."""
     text = value if isinstance(value, str) else repr(value)
     cut = text if len(text) <= length else text[:length] + "…"
-    return "'" + cut.encode("ascii", "backslashreplace").decode("ascii").replace("\n", "\\n") + "'"
+    return "'" + cut.encode("unicode_escape", "backslashreplace").decode("ascii") + "'"
 
 
 def _encodable(value: str, field: str | None) -> bytes:

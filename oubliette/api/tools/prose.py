@@ -145,10 +145,8 @@ def waited(data: Json) -> str:
             texts.append(f"[{one['session_id']}{cut}]\n{one['final_text']}")
     state = "Done" if data.get("done") else "Timed out" if data.get("timed_out") else "Not all done"
     return lines(
-        f"{state}: {len(data.get('remaining', ()))} of {len(heads) or len(data.get('remaining', ()))} still at work"
-        if data.get("remaining")
-        else f"{state}.",
         *heads,
+        f"{state}.",
         fact("Still at work", ", ".join(data.get("remaining", ()))),
         fact("Next", data.get("next")),
         untrusted(*texts),
@@ -201,10 +199,14 @@ def token_created(data: Json) -> str:
 def token_list(data: Json) -> str:
     rows = []
     for one in data["tokens"]:
-        state = "revoked" if one.get("revoked_at") else f"expires {one['expires_at']}" if one.get("expires_at") else "live"
+        state = (
+            "revoked" if one.get("revoked_at") else f"expires {one['expires_at']}" if one.get("expires_at") else "live"
+        )
         rows.append(f"{one['token_id']}  {one.get('scope')}  {state}  {safe_line(one.get('name', ''), 80)}")
     return lines(f"Tokens: {len(rows)}", *rows, fact("Next cursor", data.get("next_cursor")))
 
 
 def token_revoked(data: Json) -> str:
-    return lines(f"Token revoked: {data['token_id']}", fact("Name", data.get("name")), fact("At", data.get("revoked_at")))
+    return lines(
+        f"Token revoked: {data['token_id']}", fact("Name", data.get("name")), fact("At", data.get("revoked_at"))
+    )

@@ -138,7 +138,7 @@ class Registry:
 
     def _list(self, principal: Principal, split: bool) -> Iterable[ToolSchema]:
         for tool in self._tools.values():
-            mine = [action for action in tool.actions if access.allowed(principal, action.key)]
+            mine = [action for action in tool.actions if access.may_ever(principal, action.key)]
             groups = {tool.name: mine}
             if split and any(action.writes for action in mine):
                 groups = {
@@ -171,7 +171,7 @@ class Registry:
             outcome = failure(error, call.request_id)
             if error.code == "permission_denied" and key != "unknown":
                 call.shared.audit(call.principal, key, None, error.code, call.request_id)
-        except Exception as error:  # noqa: BLE001 - the handler boundary: nothing a handler does ends the daemon
+        except Exception as error:  # the handler boundary: nothing a handler does ends the daemon
             log.exception("call failed", action=key, request_id=call.request_id)
             outcome = failure(error, call.request_id)
         seconds = time.monotonic() - started
@@ -193,7 +193,7 @@ class Registry:
         reads_only = tool is None and tool_name.endswith(READ_SUFFIX)
         if reads_only:
             tool = self._tools.get(tool_name.removesuffix(READ_SUFFIX))
-        actions = [a for a in tool.actions if access.allowed(principal, a.key)] if tool else []
+        actions = [a for a in tool.actions if access.may_ever(principal, a.key)] if tool else []
         if reads_only:
             actions = [action for action in actions if not action.writes]
         if tool is None or not actions:

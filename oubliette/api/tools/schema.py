@@ -52,7 +52,7 @@ def usable(only: Literal["admin", "tokens", "agents"] | None, principal: Princip
             return principal.kind == "session"
 
 
-def input_schema(actions: Sequence[Action[Any]], principal: Principal) -> Json:
+def input_schema(actions: Sequence[Action], principal: Principal) -> Json:
     """One object for all actions: ``action`` and the union of their properties."""
     properties: dict[str, Json] = {}
     if actions[0].name:
@@ -75,7 +75,7 @@ def input_schema(actions: Sequence[Action[Any]], principal: Principal) -> Json:
     return schema
 
 
-def _who(users: Sequence[str], actions: Sequence[Action[Any]]) -> str:
+def _who(users: Sequence[str], actions: Sequence[Action]) -> str:
     """``spawn*, message: `` - a star where the action needs it."""
     if not actions[0].name:
         return ""

@@ -35,7 +35,9 @@ from oubliette.core.shapes import EventsResult, Resolution, Session, SessionList
 from oubliette.session.requests import MessageArgs, SpawnArgs, TurnArgs
 
 ProjectId = Annotated[Id | None, Doc("default: the token's own project"), Only("tokens")]
-Status = Literal["open", "active", "starting", "running", "waiting", "paused", "idle", "completed", "failed", "cancelled"]
+Status = Literal[
+    "open", "active", "starting", "running", "waiting", "paused", "idle", "completed", "failed", "cancelled"
+]
 
 
 class TurnFields(WriteArgs):
@@ -63,7 +65,9 @@ class Spawn(TurnFields):
     new_session: Annotated[bool, Doc("never resume a settled one")] = False
     title: Annotated[Line | None, Doc("default: the message's first words")] = None
     context: Annotated[ContextText | None, Doc("background the agent can read as a file")] = None
-    max_cost_usd: Annotated[float | None, Field(gt=0, le=100_000), Doc("budget of its whole tree"), Only("tokens")] = None
+    max_cost_usd: Annotated[float | None, Field(gt=0, le=100_000), Doc("budget of its whole tree"), Only("tokens")] = (
+        None
+    )
     external_id: Annotated[ExternalId | None, Doc("yours, unique in the project")] = None
     source: Annotated[Line | None, Doc("who asks, e.g. ci")] = None
 

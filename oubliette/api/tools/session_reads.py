@@ -103,10 +103,7 @@ def _list(tx: Tx, call: Call, args: List) -> Json:
 
 
 def _fits(row: SessionRow, args: List) -> bool:
-    if args.status in ("open", "active"):
-        right_status = row.open
-    else:
-        right_status = args.status is None or row.status == args.status
+    right_status = args.status is None or row.status == args.status or (args.status in ("open", "active") and row.open)
     asked = (
         (args.workspace_id, row.workspace_id),
         (args.root_id, row.root_id),
@@ -121,7 +118,7 @@ def _item(view: Json, full: bool) -> Json:
     """A list's brief item: where it is, how it stands, how its last turn ended."""
     if full:
         return view
-    item = {name: view[name] for name in _BRIEF if name in view}
+    item: Json = {name: view[name] for name in _BRIEF if name in view}
     item["title"] = safe_line(str(item.get("title", "")), 120)
     if view["pending"]:
         item["pending"] = view["pending"]
@@ -157,7 +154,7 @@ async def events(call: Call, args: Events) -> Json:
             with trio.move_on_after(seconds):
                 while True:
                     page = await call.shared.services.store.read(read)
-                    if page["events"] or subscription.closed or not SessionStatus(page["status"]) in _OPEN:
+                    if page["events"] or subscription.closed or SessionStatus(page["status"]) not in _OPEN:
                         return page
                     await subscription.next_batch()
             return page or await call.shared.services.store.read(read)

@@ -1,0 +1,84 @@
+"""The doors as one thing: built from the services, served until told to stop."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import trio
+
+from oubliette.api import mcp_private
+from oubliette.api.desk import Desk
+from oubliette.api.door import Door
+from oubliette.api.firehose import Firehose
+from oubliette.api.http import make_routes
+from oubliette.api.mcp import McpDoor
+from oubliette.api.notify import Notifier
+from oubliette.api.serve import serve_http
+from oubliette.api.services import Services
+from oubliette.api.shared import Shared
+from oubliette.api.tools.registry import Registry, Tool
+from oubliette.api.tools.table import TOOLS
+from oubliette.errors import OublietteError
+
+
+@dataclass(frozen=True, slots=True)
+class Api:
+    """Open doors. ``app`` is the ASGI application; ``close_streams`` lets the streams end before the drain."""
+
+    shared: Shared
+    desk: Desk
+    mcp: McpDoor
+    app: Door
+
+    def close_streams(self) -> None:
+        self.shared.services.feed.close()
+        self.mcp.close_streams()
+
+
+@asynccontextmanager
+async def open_api(services: Services, tools: Sequence[Tool] = TOOLS) -> AsyncIterator[Api]:
+    """Everything behind the doors, with its services running."""
+    shared = Shared(services)
+    desk = Desk(shared, Registry(tools))
+    firehose = Firehose()
+    notifier = Notifier()
+    mcp = McpDoor(desk, notifier)
+    api = Api(shared, desk, mcp, Door(shared, make_routes(desk, firehose), mcp))  # type: ignore[arg-type]  # ASGI
+    async with mcp.manager.run(), trio.open_nursery() as nursery:
+        await nursery.start(shared.run)
+        await nursery.start(firehose.run, services.feed)
+        await nursery.start(notifier.run, services.feed)
+        ended, ends = trio.open_memory_channel[str](1000)
+        nursery.start_soon(_end_protocol_sessions, mcp, notifier, ends)
+        shared.live.on_end = ended.send_nowait
+        yield api
+        nursery.cancel_scope.cancel(reason="the doors are closed")
+
+
+async def _end_protocol_sessions(mcp: McpDoor, notifier: Notifier, ends: trio.MemoryReceiveChannel[str]) -> None:
+    """A token has ended: its handshake sessions go with it."""
+    async for principal_id in ends:
+        notifier.end_principal(principal_id)
+        await mcp_private.end_sessions_of(mcp.manager, principal_id)
+
+
+async def run_api(
+    services: Services,
+    *,
+    shutdown: trio.Event,
+    tools: Sequence[Tool] = TOOLS,
+    task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """A service: HTTP and MCP until ``shutdown``. ``started`` gets the bound addresses. Returns only when told."""
+    async with open_api(services, tools) as api:
+        await serve_http(
+            api.app,
+            services.config.server,
+            shutdown=shutdown,
+            closing=api.close_streams,
+            task_status=task_status,
+        )
+    if not shutdown.is_set():
+        raise OublietteError("serve HTTP: the server returned unasked")

@@ -1,0 +1,141 @@
+"""The doors over a real store, the real session tree and fake agents, served by the real Hypercorn on a free port."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+import httpx2
+import trio
+from mcp.client.client import Client
+from mcp.client.streamable_http import streamable_http_client
+
+from oubliette import clock
+from oubliette.api.api import open_api, run_api
+from oubliette.api.auth import secret_hash
+from oubliette.api.services import Services
+from oubliette.config import Config
+from oubliette.core.model import Json, TokenRow
+from oubliette.store import tokens
+from tests.session.world import PROJECT, WORKSPACE, World, open_world
+
+__all__ = ["PROJECT", "WORKSPACE", "Doors", "Sse", "open_doors", "read_sse"]
+
+MODERN = "2026-07-28"
+LEGACY = "2025-11-25"
+OTHER_PROJECT = "7b1c0000-0000-4000-8000-00000000000f"
+
+
+@dataclass
+class Doors:
+    """Open doors with a token for every kind of caller."""
+
+    url: str
+    world: World
+    services: Services
+    secrets: dict[str, str]
+    shutdown: trio.Event
+    served: trio.Event
+    """Set when the server has returned."""
+
+    def headers(self, who: str = "admin", **more: str) -> dict[str, str]:
+        return {"authorization": f"Bearer {self.secrets.get(who, who)}", **more}
+
+    def client(self, who: str = "admin", **more: Any) -> httpx.AsyncClient:
+        return httpx.AsyncClient(base_url=self.url, headers=self.headers(who), timeout=60, trust_env=False, **more)
+
+    async def tool(self, tool: str, who: str = "admin", **arguments: Any) -> Json:
+        """A tool over HTTP; the result must be one."""
+        answer = await self.call(tool, who, **arguments)
+        assert answer.status_code == 200, answer.text
+        return dict(answer.json())
+
+    async def call(self, tool: str, who: str = "admin", **arguments: Any) -> httpx.Response:
+        async with self.client(who) as client:
+            return await client.post(f"/v1/tools/{tool}", json=arguments)
+
+    @asynccontextmanager
+    async def mcp(
+        self, who: str = "admin", mode: str = "legacy", path: str = "/mcp", **more: Any
+    ) -> AsyncIterator[Client]:
+        """The SDK's own client, in the handshake era (``legacy``) or at 2026-07-28."""
+        async with httpx2.AsyncClient(headers=self.headers(who), timeout=60, trust_env=False) as http:
+            transport = streamable_http_client(self.url + path, http_client=http)
+            async with Client(transport, mode=MODERN if mode == "modern" else mode, cache=None, **more) as client:
+                yield client
+
+    async def add_token(
+        self, name: str, scope: str, *, expires_at: datetime | None = None, kind: str = "client"
+    ) -> str:
+        """Its secret; the name is good for ``headers`` too."""
+        secret = "oub_" + clock.fresh_hex(64)
+        row = TokenRow(
+            f"tok_api_{name}", name, scope, kind, clock.now(), {"kind": "local", "id": "local"}, expires_at=expires_at
+        )
+        await self.world.store.write(lambda tx: tokens.create(tx, row, secret_hash(secret)))
+        self.secrets[name] = secret
+        return secret
+
+
+@asynccontextmanager
+async def open_doors(
+    path: Path, *, server: Mapping[str, Any] | None = None, adjust: Callable[[Services], Services] = lambda s: s
+) -> AsyncIterator[Doors]:
+    config = Config.model_validate({"server": {"address": "127.0.0.1:0", **(server or {})}})
+    async with open_world(path) as world, trio.open_nursery() as nursery:
+        services = adjust(Services(config=config, store=world.store, feed=world.feed, tree=world.tree, version="0.1.0"))
+        shutdown = trio.Event()
+        served = trio.Event()
+        addresses = await nursery.start(_serve, services, shutdown, served)
+        doors = Doors(addresses[0], world, services, {}, shutdown, served)
+        await doors.add_token("admin", "admin")
+        await doors.add_token("auditor", "admin:ro")
+        await doors.add_token("project", f"project:{PROJECT}")
+        await doors.add_token("reader", f"project:{PROJECT}:ro")
+        await doors.add_token("stranger", f"project:{OTHER_PROJECT}")
+        yield doors
+        shutdown.set()
+        with trio.fail_after(10):
+            await doors.served.wait()
+
+
+async def _serve(
+    services: Services,
+    shutdown: trio.Event,
+    served: trio.Event,
+    task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    await run_api(services, shutdown=shutdown, task_status=task_status)
+    served.set()
+
+
+@dataclass
+class Sse:
+    event: str
+    data: Any
+    id: str | None
+
+
+async def read_sse(response: httpx.Response) -> AsyncIterator[Sse]:
+    """The events of a stream as a browser would see them."""
+    kind, data, cursor = "message", list[str](), None
+    async for line in response.aiter_lines():
+        if not line:
+            if data:
+                yield Sse(kind, json.loads("\n".join(data)), cursor)
+            kind, data, cursor = "message", [], None
+        elif line.startswith("event: "):
+            kind = line[7:]
+        elif line.startswith("data: "):
+            data.append(line[6:])
+        elif line.startswith("id: "):
+            cursor = line[4:]
+
+
+__all__ += ["open_api"]

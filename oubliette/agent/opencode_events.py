@@ -265,8 +265,17 @@ class EventMapper:
         was_busy, self._busy = self._busy, kind == "busy"
         if kind == "retry":
             attempt, at = number_at(status, "attempt") or 0, number_at(status, "next") or 0
-            return [AgentRetry(int(attempt), text_at(status, "message")[:1000], int(at))]
+            return [*self._abandon(), AgentRetry(int(attempt), text_at(status, "message")[:1000], int(at))]
         return [AgentBusy()] if self._busy and not was_busy else []
+
+    def _abandon(self) -> list[AgentEvent]:
+        """A model's answer broke off: its open texts stay empty in the history, its tool calls count."""
+        found: list[AgentEvent] = []
+        for message in self._turn.messages.values() if self._turn else ():
+            for part in message.parts.values():
+                part.done = part.done or (part.kind != "tool" and not part.ended)
+            found += self._release(message)
+        return found
 
     def _idle(self) -> list[AgentEvent]:
         if self._turn is not None and self._turn.complete:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Final
 
 import trio
 
@@ -21,6 +22,8 @@ from oubliette.api.shared import Shared
 from oubliette.api.tools.registry import Registry, Tool
 from oubliette.api.tools.table import TOOLS
 from oubliette.errors import OublietteError
+
+_LAST_WORDS_SECONDS: Final = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +61,10 @@ async def open_api(services: Services, tools: Sequence[Tool] = TOOLS) -> AsyncIt
 
 
 async def _end_protocol_sessions(mcp: McpDoor, notifier: Notifier, ends: trio.MemoryReceiveChannel[str]) -> None:
-    """A token has ended: its handshake sessions go with it."""
+    """A token has ended: its handshake sessions go with it, once its calls have answered that they were ended."""
     async for principal_id in ends:
         notifier.end_principal(principal_id)
+        await trio.sleep(_LAST_WORDS_SECONDS)
         await mcp_private.end_sessions_of(mcp.manager, principal_id)
 
 

@@ -10,6 +10,7 @@ from typing import Literal, Protocol
 from oubliette import clock
 from oubliette.config import Config
 from oubliette.core.model import Json, Principal
+from oubliette.project.projects import Projects
 from oubliette.session.feed import Feed
 from oubliette.session.requests import MessageArgs, SpawnArgs
 from oubliette.store.database import Store
@@ -48,7 +49,10 @@ class Services:
     store: Store
     feed: Feed
     tree: Sessions
+    projects: Projects
     version: str
     readiness: Callable[[], str | None] = lambda: None
     """None when ready, else the reason that ``/ready`` gives."""
+    about: Callable[[], Json] = dict
+    """``runtimes`` and ``versions`` for ``project options``."""
     now: Callable[[], datetime] = clock.now

@@ -81,17 +81,17 @@ class ModelAlias(Section):
     """The provider's own name of the model."""
     provider: str
     """A credential's name, or a provider kind: then the default credential of that kind, or the only one."""
-    display_name: str | None = Field(None, alias="displayName")
+    display_name: str | None = Field(default=None, alias="displayName")
     """What people see."""
-    base_url: Url | None = Field(None, alias="baseUrl")
+    base_url: Url | None = Field(default=None, alias="baseUrl")
     """Overrides the credential's `base_url`."""
-    max_output_tokens: Count | None = Field(None, alias="maxOutputTokens")
+    max_output_tokens: Count | None = Field(default=None, alias="maxOutputTokens")
     """The most that one answer may hold."""
-    context_window: Count | None = Field(None, alias="contextWindow")
+    context_window: Count | None = Field(default=None, alias="contextWindow")
     """The most that one conversation may hold; the agent compacts before."""
     images: bool | None = None
     """Whether it reads images."""
-    extra_headers: dict[str, SecretStr] = Field({}, alias="extraHeaders")
+    extra_headers: dict[str, SecretStr] = Field(default={}, alias="extraHeaders")
     """Headers to add to each request."""
     hosted_tools: bool = False
     """Whether tools that the provider runs itself (web search, code execution) may be asked for."""

@@ -34,7 +34,7 @@ class ResolvedProvider:
 class Config(Section):
     """The file `config/oubliette.jsonc` in the home."""
 
-    schema_url: str | None = Field(None, alias="$schema")
+    schema_url: str | None = Field(default=None, alias="$schema")
     """For editors: where the JSON schema of this file is."""
     server: Server = Server()
     credentials: Credentials = Credentials()

@@ -73,9 +73,13 @@ class Upstreams:
         """``tls`` replaces the usual certificates, ``proxy`` is the URL of an HTTP proxy to go through."""
         self._tls = tls
         self._proxy = proxy
+        self._no_tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
-    def _context(self) -> ssl.SSLContext:
-        """Certificates take 10 ms to load: once, when they are first needed."""
+    def _context(self, url: str) -> ssl.SSLContext:
+        """Certificates take 10 ms to load: once, when they are first needed. Plain http needs a context all the same,
+        an empty one, or httpx makes one for every request."""
+        if not url.startswith("https:"):
+            return self._no_tls
         if self._tls is None:
             self._tls = httpx.create_ssl_context(trust_env=False)
         return self._tls
@@ -85,19 +89,14 @@ class Upstreams:
         self, url: str, headers: Sequence[tuple[str, str]], body: bytes, *, alias: str
     ) -> AsyncIterator[UpstreamAnswer]:
         """Send the request and wait for the head of the answer. Raises RequestError when there is no answer."""
-        encrypted = url.startswith("https:")
-        client = httpx.AsyncClient(
-            verify=self._context() if encrypted else False,
-            proxy=self._proxy,
-            timeout=httpx.Timeout(None, connect=CONNECT_SECONDS),
-            follow_redirects=False,
-            trust_env=False,
+        request = httpx.Request(
+            "POST", url, headers=list(headers), content=body, extensions={"timeout": {"connect": CONNECT_SECONDS}}
         )
-        async with client:
-            request = client.build_request("POST", url, headers=list(headers), content=body)
+        # The transport alone: a client around it would add redirects, cookies and a millisecond.
+        async with httpx.AsyncHTTPTransport(verify=self._context(url), proxy=self._proxy, trust_env=False) as transport:
             try:
                 with trio.fail_after(SILENCE_SECONDS):
-                    response = await client.send(request, stream=True)
+                    response = await transport.handle_async_request(request)
             except (httpx.HTTPError, httpx.InvalidURL) as error:
                 raise RequestError(
                     "model_error", f"The provider of {alias!r} cannot be reached ({type(error).__name__})."

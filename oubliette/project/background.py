@@ -10,15 +10,24 @@ import trio
 
 log = structlog.get_logger(__name__)
 
-Work = Callable[[], Awaitable[None]]
+Work = Callable[[], Awaitable[object]]
+
+
+class _Task:
+    __slots__ = ("done", "scope", "work")
+
+    def __init__(self, work: Work) -> None:
+        self.work = work
+        self.scope = trio.CancelScope()
+        self.done = trio.Event()
 
 
 class Background:
-    """Runs work by key. What is queued behind running work of the same key follows it."""
+    """Runs work by key; what is started for a key that has work follows it."""
 
     def __init__(self) -> None:
         self._nursery: trio.Nursery | None = None
-        self._queued: dict[str, list[tuple[Work, trio.Event]]] = {}
+        self._queues: dict[str, list[_Task]] = {}
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
@@ -31,39 +40,47 @@ class Background:
                 self._nursery = None
                 nursery.cancel_scope.cancel("projects stop")
 
-    def start(self, key: str, work: Work) -> trio.Event:
-        """Start work (after what runs for that key); no checkpoint. Returns the event of its end, however it ends."""
+    def start(self, key: str, work: Work, *, instead: bool = False) -> None:
+        """Start work (after what runs for that key); no checkpoint. ``instead``: what runs and waits is cancelled."""
         if self._nursery is None:
             raise RuntimeError("Projects.run is not running")
-        done = trio.Event()
-        waiting = self._queued.get(key)
-        if waiting is not None:
-            waiting.append((work, done))
-            return done
-        self._queued[key] = [(work, done)]
-        self._nursery.start_soon(self._drain, key, name=f"work on {key}")
-        return done
+        task = _Task(work)
+        queue = self._queues.get(key)
+        if queue is None:
+            self._queues[key] = [task]
+            self._nursery.start_soon(self._drain, key, name=f"work on {key}")
+            return
+        if instead:
+            self._cancel(queue)
+        queue.append(task)
+
+    async def stop(self, key: str) -> None:
+        """Cancel what runs and waits for the key, and wait for its end."""
+        self._cancel(self._queues.get(key, []))
+        await self.idle(key)
 
     async def idle(self, key: str) -> None:
-        """Wait until nothing runs or waits for that key."""
-        while waiting := self._queued.get(key):
-            await waiting[-1][1].wait()
+        """Wait until nothing runs or waits for the key."""
+        while queue := self._queues.get(key):
+            await queue[-1].done.wait()
+
+    def _cancel(self, queue: list[_Task]) -> None:
+        for task in queue:
+            task.scope.cancel("something else is to be done")
 
     async def _drain(self, key: str) -> None:
-        waiting = self._queued[key]
+        queue = self._queues[key]
         try:
-            while waiting:
-                work, done = waiting[0]
-                try:
-                    await work()
-                except Exception:
-                    # A boundary: one place's trouble must not end the others. The row keeps its state, and the next
-                    # start takes it up again.
-                    log.exception("work on a place failed", place=key)
-                finally:
-                    done.set()
-                waiting.pop(0)
+            while queue:
+                with queue[0].scope:
+                    try:
+                        await queue[0].work()
+                    except Exception:
+                        # A boundary: one place's trouble must not end the others. Its row keeps its state, and the
+                        # next start takes it up again.
+                        log.exception("work on a place failed", place=key)
+                queue.pop(0).done.set()
         finally:
-            del self._queued[key]
-            for _, done in waiting:
-                done.set()
+            del self._queues[key]
+            for task in queue:
+                task.done.set()

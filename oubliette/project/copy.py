@@ -49,7 +49,7 @@ def copy_tree(
         try:
             for event in walk(root, bounds):
                 if isinstance(event, Found):
-                    _copy_entry(event, here, copied, max_bytes, owner)
+                    _copy_entry(event, here, copied, max_bytes, owner, bounds)
                 elif isinstance(event, Left):
                     os.fchmod(here, stat.S_IMODE(event.status.st_mode) & 0o777 | 0o700)
                     os.utime(here, ns=(event.status.st_atime_ns, event.status.st_mtime_ns))
@@ -74,7 +74,7 @@ def _replaced(old: int, new: int) -> int:
     return new
 
 
-def _copy_entry(found: Found, here: int, copied: Copied, max_bytes: int, owner: int | None) -> None:
+def _copy_entry(found: Found, here: int, copied: Copied, max_bytes: int, owner: int | None, bounds: Bounds) -> None:
     name = found.name
     if stat.S_ISLNK(found.status.st_mode):
         try:
@@ -102,7 +102,7 @@ def _copy_entry(found: Found, here: int, copied: Copied, max_bytes: int, owner: 
         try:
             if owner is not None:
                 os.fchown(target, owner, owner)
-            copied.size_bytes += _copy_data(source, target, max_bytes - copied.size_bytes)
+            copied.size_bytes += _copy_data(source, target, max_bytes - copied.size_bytes, bounds)
             os.fchmod(target, stat.S_IMODE(status.st_mode) & 0o777)
             os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
         finally:
@@ -112,7 +112,7 @@ def _copy_entry(found: Found, here: int, copied: Copied, max_bytes: int, owner: 
     copied.files += 1
 
 
-def _copy_data(source: int, target: int, max_bytes: int) -> int:
+def _copy_data(source: int, target: int, max_bytes: int, bounds: Bounds) -> int:
     """Returns how many bytes; holes stay holes."""
     too_large = RequestError("too_large", "The workspace is too large to copy.")
     if os.fstat(source).st_blocks * 512 > max_bytes + _CHUNK:
@@ -125,7 +125,7 @@ def _copy_data(source: int, target: int, max_bytes: int) -> int:
         return os.fstat(target).st_blocks * 512
     size = os.fstat(source).st_size
     offset = written = 0
-    while offset < size:
+    while offset < size and not bounds.exhausted:
         try:
             start = os.lseek(source, offset, os.SEEK_DATA)
             end = min(os.lseek(source, start, os.SEEK_HOLE), size)
@@ -135,7 +135,7 @@ def _copy_data(source: int, target: int, max_bytes: int) -> int:
             raise
         os.lseek(target, start, os.SEEK_SET)
         offset = start
-        while offset < end:
+        while offset < end and not bounds.exhausted:
             data = os.pread(source, min(_CHUNK, end - offset), offset)
             if not data:  # it became shorter while it was read
                 end = size = offset

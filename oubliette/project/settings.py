@@ -1,4 +1,4 @@
-"""The optional keys of a project: what they may be, who may set them, what holds when they are absent, what is shown."""
+"""The optional keys of a project: what they may be, who may set them, what holds without them, what is shown."""
 
 from __future__ import annotations
 

@@ -38,6 +38,12 @@ class Bounds:
     def __post_init__(self) -> None:
         self._until = time.monotonic() + self.seconds
 
+    def stop(self) -> None:
+        """End the walk at its next step; may be called from another thread."""
+        self.entries = -1
+        self.exhausted = True
+        self.complete = False
+
     def spent(self) -> bool:
         """Whether one more entry is too many."""
         look = self._seen % _LOOK_AT_CLOCK_EVERY == 0

@@ -12,12 +12,11 @@ import base64
 import json
 import os
 import secrets
-import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 import trio
 
@@ -32,20 +31,15 @@ from oubliette.runtime.base import (
     RuntimeReport,
 )
 from oubliette.runtime.bubblewrap_args import WRAPPERS, command, exec_environment, options, read_host
+from oubliette.runtime.bubblewrap_end import LAUNCH_SECONDS, POLL_SECONDS, SHIM_SECONDS, end_sandbox
 from oubliette.runtime.bubblewrap_state import Box, ProcessId, Run, StateDirectory
 from oubliette.runtime.protected import check_no_links, with_protection
 from oubliette.runtime.sandbox_enter import FAILED
 from oubliette.runtime.sandbox_etc import make_etc, remove_tree
-from oubliette.runtime.sandbox_shim import ALREADY_RUNNING, START_SECONDS
+from oubliette.runtime.sandbox_shim import ALREADY_RUNNING
 from oubliette.runtime.seccomp import build_filter
 
-LAUNCH_SECONDS = START_SECONDS + 20
-"""The shim's own bounds (network, sandbox) and some for a busy host."""
-GONE_SECONDS = 10.0
-"""How long the processes of a killed sandbox may take to be gone."""
-SHIM_SECONDS = 5.0
-"""How long the shim may take to clean up after the end."""
-POLL_SECONDS = 0.01
+_Result = TypeVar("_Result")
 
 _BOOT = "import sys, importlib; sys.path.insert(0, sys.argv[1]); sys.exit(importlib.import_module(sys.argv[2]).main())"
 _PACKAGES = str(Path(__file__).resolve().parents[2])
@@ -83,7 +77,7 @@ class Bubblewrap:
 
     async def create(self, spec: ContainerSpec) -> str:
         await self._usable_program()
-        box = await trio.to_thread.run_sync(self._create, spec)
+        box = await _in_thread(f"create container {spec.name}", self._create, spec)
         return box.tag
 
     async def start(self, name: str) -> None:
@@ -91,7 +85,7 @@ class Bubblewrap:
         if await trio.to_thread.run_sync(box.running) is not None:
             return
         program = await self._usable_program()
-        launch = await trio.to_thread.run_sync(self._launch, box, program)
+        launch = await _in_thread(f"start container {name}", self._launch, box, program)
         done = await process.run(
             self._helper("oubliette.runtime.sandbox_shim", str(box.path)),
             env={},
@@ -107,23 +101,21 @@ class Bubblewrap:
     async def stop(self, name: str, grace_seconds: float) -> None:
         box = await trio.to_thread.run_sync(self._state.box, name)
         if box is not None:
-            await self._stop(box, grace_seconds)
+            await end_sandbox(box, grace_seconds)
 
     async def remove(self, name: str) -> None:
         box = await trio.to_thread.run_sync(self._state.box, name)
         if box is not None:
-            await self._stop(box, 0)
-            await trio.to_thread.run_sync(self._state.forget, box)
+            await end_sandbox(box, 0)
+            await _in_thread(f"remove container {name}", self._state.forget, box)
 
     async def inspect(self, name: str) -> ContainerInfo | None:
         box = await trio.to_thread.run_sync(self._state.box, name)
-        return None if box is None else await trio.to_thread.run_sync(box.info)
+        return None if box is None else await self._info(box)
 
     async def list(self, labels: Mapping[str, str]) -> Sequence[ContainerInfo]:
-        def find() -> Sequence[ContainerInfo]:
-            return [box.info() for box in self._state.boxes() if labels.items() <= box.spec.labels.items()]
-
-        return await trio.to_thread.run_sync(find)
+        boxes = await trio.to_thread.run_sync(self._state.boxes, labels)
+        return [await self._info(box) for box in boxes]
 
     async def exec(
         self,
@@ -188,6 +180,12 @@ class Bubblewrap:
             if self._program is None:
                 raise RuntimeUnavailable(f"bubblewrap cannot be used: {report.reason}", hint=report.hint)
         return self._program
+
+    async def _info(self, box: Box) -> ContainerInfo:
+        with trio.move_on_after(SHIM_SECONDS):
+            while await trio.to_thread.run_sync(box.ending):  # noqa: ASYNC110  (it is another process)
+                await trio.sleep(POLL_SECONDS)
+        return await trio.to_thread.run_sync(box.info)
 
     async def _box(self, name: str, operation: str) -> Box:
         box = await trio.to_thread.run_sync(self._state.box, name)
@@ -268,67 +266,13 @@ class Bubblewrap:
                 await trio.sleep(POLL_SECONDS)
         raise EngineError(f"start container {box.spec.name}: it ended while it was being started")
 
-    async def _stop(self, box: Box, grace_seconds: float) -> None:
-        """SIGTERM to the first process, SIGKILL after the grace: with it the kernel ends everything inside."""
-        run = await self._begun(box)
-        if run is not None and run.init is not None:
-            descriptor = await trio.to_thread.run_sync(_open, run.init, run.init_runs)
-            if descriptor is not None:
-                try:
-                    await self._end_init(box, descriptor, grace_seconds)
-                finally:
-                    os.close(descriptor)
-        with trio.move_on_after(SHIM_SECONDS):
-            while await trio.to_thread.run_sync(box.shim_lives):  # noqa: ASYNC110  (it is another process)
-                await trio.sleep(POLL_SECONDS)
-        await trio.to_thread.run_sync(self._clean_up, box)
 
-    async def _begun(self, box: Box) -> Run | None:
-        """The present run; waits for one that is just being started to have a first process."""
-        run = await trio.to_thread.run_sync(box.run)
-        with trio.move_on_after(LAUNCH_SECONDS):
-            while (run is None or run.init is None) and await trio.to_thread.run_sync(box.shim_lives):
-                await trio.sleep(POLL_SECONDS)
-                run = await trio.to_thread.run_sync(box.run)
-        return run
-
-    async def _end_init(self, box: Box, descriptor: int, grace_seconds: float) -> None:
-        if grace_seconds > 0:
-            linux.pidfd_signal(descriptor, signal.SIGTERM)
-            with trio.move_on_after(grace_seconds) as grace:
-                await trio.lowlevel.wait_readable(descriptor)
-            if not grace.cancelled_caught:
-                return
-        linux.pidfd_signal(descriptor, signal.SIGKILL)
-        with trio.move_on_after(GONE_SECONDS) as limit:
-            await trio.lowlevel.wait_readable(descriptor)
-        if limit.cancelled_caught:
-            raise EngineError(f"stop container {box.spec.name}: it is still there {GONE_SECONDS:g} s after SIGKILL")
-
-    def _clean_up(self, box: Box) -> None:
-        """What the shim does at the end, if it was killed before it could."""
-        run = box.run()
-        if run is None:
-            return
-        for name in ("shim", "monitor", "pasta"):
-            descriptor = _open(run.helpers[name], partial(run.helper_runs, name)) if name in run.helpers else None
-            if descriptor is not None:
-                linux.pidfd_signal(descriptor, signal.SIGKILL)
-                os.close(descriptor)
-        box.note_end(None)
-        cgroup.remove_groups([*run.groups])
-
-
-def _open(identity: ProcessId, is_it: Callable[[], bool]) -> int | None:
-    """A descriptor of the very process, not of another one that was given its number. None when it has ended."""
+async def _in_thread(what: str, work: Callable[..., _Result], *arguments: Any) -> _Result:
+    """Run what blocks on files; their errors become ours."""
     try:
-        descriptor = linux.pidfd_open(identity.pid)
-    except ProcessLookupError:
-        return None
-    if is_it():
-        return descriptor
-    os.close(descriptor)
-    return None
+        return await trio.to_thread.run_sync(work, *arguments)
+    except OSError as error:
+        raise EngineError(f"{what}: {error}") from error
 
 
 def _check_place(mounts: Sequence[Mount], mount: Mount) -> None:

@@ -20,6 +20,7 @@ import trio
 from oubliette.errors import OublietteError, RuntimeUnavailable
 from oubliette.runtime import process
 from oubliette.runtime.base import ContainerSpec, Mount, Resources, RuntimeReport
+from oubliette.runtime.bubblewrap_args import WRAPPERS
 from oubliette.runtime.sandbox_etc import remove_tree
 
 if TYPE_CHECKING:
@@ -51,6 +52,10 @@ async def try_candidates(
     """
     if sys.platform != "linux":
         return RuntimeReport("bubblewrap", ok=False, reason="bubblewrap exists on Linux only"), None
+    missing = [program for program in WRAPPERS if shutil.which(program) is None]
+    if missing:
+        hint = "Install the packages util-linux and coreutils."
+        return RuntimeReport("bubblewrap", ok=False, reason=f"there is no {', '.join(missing)}", hint=hint), None
     candidates = usual_candidates() if programs is None else [path for path in programs if path.exists()]
     if not candidates:
         hint = "Install the package bubblewrap."

@@ -13,7 +13,7 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -107,6 +107,11 @@ class Box:
             os.close(descriptor)
         return False
 
+    def ending(self) -> bool:
+        """The sandbox is over and its shim about to note it: for some milliseconds."""
+        run = self.run()
+        return run is not None and run.init is not None and not run.init_runs() and self.shim_lives()
+
     def info(self) -> ContainerInfo:
         run = self.run()
         running = run is not None and run.init_runs()
@@ -150,11 +155,11 @@ class StateDirectory:
             return None
         return Box(self.root / name, record["tag"], record["image"], _spec_from_json(record["spec"]))
 
-    def boxes(self) -> Iterator[Box]:
-        for name in sorted(os.listdir(self.root)) if self.root.is_dir() else ():  # noqa: PTH208  (names, not paths)
-            box = self.box(name)
-            if box is not None:
-                yield box
+    def boxes(self, labels: Mapping[str, str]) -> Sequence[Box]:
+        """Those that carry every given label, by name."""
+        names = sorted(os.listdir(self.root)) if self.root.is_dir() else ()  # noqa: PTH208  (names, not paths)
+        found = [self.box(name) for name in names]
+        return [box for box in found if box is not None and labels.items() <= box.spec.labels.items()]
 
     def create(self, spec: ContainerSpec, image: str) -> Box:
         """Make the directory of a sandbox, all at once. EngineError ``conflict``: the name has other labels."""

@@ -1,4 +1,4 @@
-"""The Engine HTTP API as calls on Trio: where the engine is, which version is spoken, deadlines, errors of ours.
+"""The Engine HTTP API as calls on Trio, with deadlines, and with errors of ours.
 
 One short-lived client per call: a pooled httpx connection that is cancelled at the wrong moment is lost for good
 (lab: ``httpx_pool_leak_under_cancel``), and a new one costs a millisecond.
@@ -8,23 +8,15 @@ from __future__ import annotations
 
 import json
 import socket
-import ssl
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx
 import trio
 
 from oubliette.errors import EngineError, OublietteError, RuntimeUnavailable
-
-OLDEST_API = (1, 41)
-"""Docker Engine 20.10."""
-NEWEST_API = (1, 51)
-"""The newest version whose changes were read; an engine that knows more is spoken to at this one."""
+from oubliette.runtime.docker_endpoint import Endpoint, endpoint_from, negotiated
 
 CALL_SECONDS = 30.0
 CONNECT_SECONDS = 5.0
@@ -43,86 +35,6 @@ class EngineRefused(EngineError):
     def __init__(self, what: str, status: int, text: str) -> None:
         super().__init__(f"{what}: {text}", retryable=status >= 500)
         self.status = status
-
-
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """Where an engine listens: a unix socket, or TCP with TLS."""
-
-    base_url: str
-    socket_path: str | None = None
-    tls: ssl.SSLContext | None = None
-
-    def __str__(self) -> str:
-        return f"unix://{self.socket_path}" if self.socket_path else self.base_url
-
-
-def endpoint_from(environ: Mapping[str, str]) -> Endpoint:
-    """The engine that ``environ`` (the daemon's own) names, as the docker command finds it. Raises RuntimeUnavailable;
-    plain TCP is refused, because whoever reaches that port is root on the host."""
-    asked = environ.get("DOCKER_HOST", "").strip()
-    if not asked:
-        places = ["/var/run/docker.sock"]
-        if runtime_dir := environ.get("XDG_RUNTIME_DIR"):
-            places.append(f"{runtime_dir}/docker.sock")
-        if home := environ.get("HOME"):
-            places.append(f"{home}/.docker/run/docker.sock")
-        found = next((place for place in places if Path(place).is_socket()), places[0])
-        return Endpoint("http://docker", socket_path=found)
-    url = urlsplit(asked)
-    if url.scheme == "unix" and url.path:
-        return Endpoint("http://docker", socket_path=url.path)
-    if url.scheme in ("tcp", "https") and url.hostname:
-        if url.scheme == "tcp" and not environ.get("DOCKER_TLS_VERIFY"):
-            raise RuntimeUnavailable(
-                f"DOCKER_HOST={asked} would be spoken to without TLS.",
-                hint="Use a unix socket, or set DOCKER_TLS_VERIFY=1 and DOCKER_CERT_PATH.",
-            )
-        host = f"[{url.hostname}]" if ":" in url.hostname else url.hostname
-        return Endpoint(f"https://{host}:{url.port or 2376}", tls=_tls(environ))
-    raise RuntimeUnavailable(
-        f"DOCKER_HOST={asked} is not understood.", hint="Use unix:///path, or tcp://host:port with TLS."
-    )
-
-
-def _tls(environ: Mapping[str, str]) -> ssl.SSLContext:
-    directory = Path(environ.get("DOCKER_CERT_PATH") or Path(environ.get("HOME", "/")) / ".docker")
-    try:
-        context = ssl.create_default_context(cafile=str(directory / "ca.pem"))
-        context.load_cert_chain(directory / "cert.pem", directory / "key.pem")
-    except OSError as error:  # ssl.SSLError is one
-        raise RuntimeUnavailable(
-            f"The certificates of DOCKER_HOST cannot be read from {directory}: {error}",
-            hint="DOCKER_CERT_PATH must hold ca.pem, cert.pem and key.pem.",
-        ) from error
-    return context
-
-
-def negotiated(newest: str, oldest: str) -> str:
-    """The version to speak with an engine that knows ``oldest`` to ``newest``. Raises RuntimeUnavailable."""
-    theirs = _number(newest)
-    if theirs < OLDEST_API:
-        raise RuntimeUnavailable(
-            f"The engine speaks API {newest}; {_spelled(OLDEST_API)} is needed.", hint="Install Docker Engine 20.10."
-        )
-    if oldest and _number(oldest) > NEWEST_API:
-        raise RuntimeUnavailable(
-            f"The engine speaks no API older than {oldest}; this Oubliette knows {_spelled(NEWEST_API)} at most.",
-            hint="Upgrade Oubliette.",
-        )
-    return _spelled(min(theirs, NEWEST_API))
-
-
-def _number(version: str) -> tuple[int, int]:
-    major, _, minor = version.partition(".")
-    try:
-        return int(major), int(minor)
-    except ValueError:
-        raise RuntimeUnavailable(f"The engine names its API version {version!r}.") from None
-
-
-def _spelled(version: tuple[int, int]) -> str:
-    return f"{version[0]}.{version[1]}"
 
 
 class Hijacked:
@@ -158,8 +70,8 @@ class Hijacked:
 
 
 class _Body(httpx.AsyncByteStream):
-    """What is sent. httpx's own bodies are asynchronous generators, and one that a cancel leaves in the middle of a write
-    stays open until it is collected; this is a plain iterator."""
+    """What is sent. httpx's own bodies are asynchronous generators, and one that a cancel leaves in the middle of a
+    write stays open until it is collected; this is a plain iterator."""
 
     def __init__(self, content: AsyncIterable[bytes] | bytes | None, headers: Mapping[str, str]) -> None:
         self.headers = dict(headers)
@@ -315,16 +227,19 @@ class EngineApi:
         return self._prefix
 
     def _request(self, method: str, path: str, params: Query | None = None, body: _Body | None = None) -> httpx.Request:
-        url = self.endpoint().base_url + path
+        url = httpx.URL(self.endpoint().base_url + path)
         body = body or _Body(None, {})
-        return httpx.Request(method, url, params=params, headers=body.headers, stream=body)
+        # A request with a stream of its own gets no Host from httpx.
+        return httpx.Request(
+            method, url, params=params, headers={"Host": url.netloc.decode(), **body.headers}, stream=body
+        )
 
     def _client(self) -> httpx.AsyncClient:
         endpoint = self.endpoint()
         # verify=False is for the socket, where there is no TLS and loading the system's certificates costs 20 ms.
         transport = httpx.AsyncHTTPTransport(uds=endpoint.socket_path, verify=endpoint.tls or False, trust_env=False)
         timeout = httpx.Timeout(None, connect=CONNECT_SECONDS)
-        return httpx.AsyncClient(transport=transport, base_url=endpoint.base_url, timeout=timeout, trust_env=False)
+        return httpx.AsyncClient(transport=transport, timeout=timeout, trust_env=False)
 
     @contextmanager
     def _translating(self, what: str, seconds: float) -> Iterator[None]:

@@ -229,13 +229,31 @@ def command_line(pid: int) -> list[str]:
         return []
 
 
+def children(pid: int) -> list[int]:
+    """Its child processes; empty when it is gone."""
+    try:
+        with open(f"/proc/{pid}/task/{pid}/children") as file:
+            return [int(number) for number in file.read().split()]
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
 def seccomp_mode(pid: int) -> int:
     """0 none, 2 filter; 0 when it is gone."""
+    return int(_status_field(pid, "Seccomp:") or "0")
+
+
+def catches(pid: int, number: signal.Signals) -> bool:
+    """Whether the process has a handler for the signal. Without one the first process of a namespace never gets it."""
+    return bool(int(_status_field(pid, "SigCgt:") or "0", 16) >> (int(number) - 1) & 1)
+
+
+def _status_field(pid: int, name: str) -> str:
     try:
         with open(f"/proc/{pid}/status") as file:
             for line in file:
-                if line.startswith("Seccomp:"):
-                    return int(line.split()[1])
-    except OSError:
-        return 0
-    return 0
+                if line.startswith(name):
+                    return line[len(name) :].strip()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+    return ""

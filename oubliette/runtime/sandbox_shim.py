@@ -63,12 +63,21 @@ def main() -> int:
     try:
         shim = Shim(launch)
     except (LaunchError, sandbox_network.NetworkError, OSError) as error:
-        os.write(answer_write, str(error).encode())
+        _answer(answer_write, str(error))
         return 1
-    os.write(answer_write, b"ok")
-    os.close(answer_write)
+    _answer(answer_write, "ok")
     shim.wait()
     return 0
+
+
+def _answer(descriptor: int, text: str) -> None:
+    """Tell the first process, which may have been killed: whoever asked for this sandbox finds it by its name then."""
+    try:
+        os.write(descriptor, text.encode())
+    except BrokenPipeError:
+        pass
+    finally:
+        os.close(descriptor)
 
 
 class Shim:
@@ -154,10 +163,6 @@ class Shim:
         os.close(seccomp)
         if not cgroup.join_groups(self._groups, self._monitor):
             enforced = []
-        os.write(gate_write, b"x")
-        os.close(gate_write)
-        if self._network is not None:
-            self._network.close_descriptors()
         self._run = {
             "boot": linux.boot_id(),
             "tag": launch["tag"],
@@ -170,6 +175,10 @@ class Shim:
             "enforced": list(dict.fromkeys(enforced + launch["enforced"])),
         }
         _write_json("run.json", self._run)
+        os.write(gate_write, b"x")
+        os.close(gate_write)
+        if self._network is not None:
+            self._network.close_descriptors()
 
     def _settle(self) -> None:
         """Return once the sandbox's own program runs behind its filter, or has already run and ended."""

@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from oubliette.config import Config
+from oubliette.config import BUILT_IN_MODELS, Config
 from oubliette.core.model import Autonomy, Json, ProjectRow, Reasoning
 from oubliette.errors import RequestError
-
-SCRIPTED_ALIASES = frozenset({"scripted", "scripted-anthropic", "scripted-openai", "scripted-google"})
-"""Always there, never chosen unless asked for by name."""
 
 
 def choose_model(config: Config, project: ProjectRow, *asked: str | None) -> str:
@@ -19,13 +16,11 @@ def choose_model(config: Config, project: ProjectRow, *asked: str | None) -> str
 
     Raises RequestError ``not_ready`` when no model is configured, ``invalid_argument`` for an unknown or refused alias.
     """
-    known = config.models.models
+    known = config.usable_models()
     candidates: Sequence[str | None] = (
         *asked,
         project.settings.get("model"),
-        config.defaults.agent.model,
-        config.models.defaults.session_model,
-        next(iter(known)) if len(known) == 1 else None,
+        config.default_model(),
     )
     alias = next((name for name in candidates if name), None)
     if alias is None:
@@ -42,7 +37,7 @@ def choose_model(config: Config, project: ProjectRow, *asked: str | None) -> str
             hint="Set models.defaults.session_model in the config, or pass model.",
             field="model",
         )
-    if alias not in known and alias not in SCRIPTED_ALIASES:
+    if alias not in known and alias not in BUILT_IN_MODELS:
         raise RequestError(
             "invalid_argument",
             f"There is no model {alias!r}.",

@@ -61,7 +61,7 @@ async def prompt(deps: Deps, row: SessionRow, turn: TurnRow, container: ReadyCon
         system="\n\n".join(system),
         attachments=[Attachment(one.filename, one.content_type, one.data) for one in files],
         reasoning=Reasoning(settings.get("reasoning", row.reasoning)),
-        hidden_tools=tuple(settings.get("tools_disallowed", ())),
+        spec=await agent_session(deps, row, turn, directory),
     )
 
 

@@ -91,11 +91,12 @@ CREATE TABLE containers (
 CREATE INDEX containers_by_place ON containers (project_id, workspace_id, generation);
 CREATE INDEX containers_by_workspace ON containers (workspace_id);
 
+-- A session outlives its workspace: its tree, its log and its parent may lie elsewhere.
 CREATE TABLE sessions (
   session_key INTEGER PRIMARY KEY,
   session_id TEXT NOT NULL UNIQUE,
   project_id TEXT NOT NULL REFERENCES projects ON DELETE CASCADE,
-  workspace_id TEXT NOT NULL REFERENCES workspaces ON DELETE CASCADE,
+  workspace_id TEXT NOT NULL,
   root_id TEXT NOT NULL REFERENCES sessions (session_id),
   depth INTEGER NOT NULL,
   title TEXT NOT NULL,

@@ -29,11 +29,13 @@ _OPEN = "t.status NOT IN ('completed', 'failed', 'cancelled')"
 def insert(tx: Tx, row: SessionRow) -> None:
     """With its empty event log. Raises RequestError conflict when the external_id is taken, not_found when its
     workspace or parent is gone."""
+    if not tx.rows("SELECT 1 FROM workspaces WHERE workspace_id = ?", row.workspace_id):
+        raise RequestError("not_found", "The workspace of this session is gone.")
     try:
         _SESSIONS.insert(tx, row)
     except apsw.ConstraintError as error:
         if broke_foreign_key(error):
-            raise RequestError("not_found", "The workspace or parent of this session is gone.") from error
+            raise RequestError("not_found", "The project or parent of this session is gone.") from error
         if not broke_unique(error, "external_id"):
             raise
         taken = f"A session of this project has the external_id {row.external_id!r}."

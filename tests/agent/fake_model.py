@@ -2,8 +2,8 @@
 
 The script is the JSON in the newest user message, ``{"turns": [step, ...]}``: request number *n* of that turn (counted
 by the assistant messages since) is answered with step *n*. A step may hold ``think``, ``say``, ``call`` (a list of
-``[name, arguments]``), ``status`` with ``body``, ``hang``, ``cut``, ``delay`` (seconds between pieces), ``finish``.
-Nothing is remembered between requests, so twenty sessions may talk at once.
+``[name, arguments]``), ``status`` with ``body``, ``hang``, ``cut`` (how often the connection breaks before it works),
+``delay`` (seconds between pieces), ``finish``. Sessions are told apart, so twenty may talk at once.
 """
 
 from __future__ import annotations
@@ -58,6 +58,10 @@ class FakeModel:
     @property
     def base_url(self) -> str:
         return f"http://127.0.0.1:{self.port}/v1"
+
+    def tries(self, request: Request) -> int:
+        """How often this very step was asked for already, this time included."""
+        return sum(len(one.messages) == len(request.messages) for one in self.of(request.session_id))
 
     def of(self, session_id: str) -> list[Request]:
         return [request for request in self.requests if request.session_id == session_id]
@@ -162,7 +166,7 @@ async def _answer(model: FakeModel, stream: trio.abc.Stream, http: h11.Connectio
         await chunk(delta)
         if step.get("delay"):
             await trio.sleep(step["delay"])
-    if step.get("cut"):
+    if model.tries(request) <= step.get("cut", 0):
         return False
     await chunk({}, finish_reason=step.get("finish", "tool_calls" if "call" in step else "stop"))
     usage = {"id": "c1", "object": "chat.completion.chunk", "created": 1, "model": "m", "choices": []}
@@ -173,8 +177,8 @@ async def _answer(model: FakeModel, stream: trio.abc.Stream, http: h11.Connectio
 
 
 @asynccontextmanager
-async def open_fake_model() -> AsyncIterator[FakeModel]:
-    """A model on a port of its own, gone when the context ends."""
+async def open_fake_model(port: int = 0) -> AsyncIterator[FakeModel]:
+    """A model on that port (0: one of its own), gone when the context ends."""
     model = FakeModel()
 
     async def handle(stream: trio.SocketStream) -> None:
@@ -184,7 +188,7 @@ async def open_fake_model() -> AsyncIterator[FakeModel]:
             return  # the agent cut the request, as it does at every abort
 
     async with trio.open_nursery() as nursery:
-        listeners: list[trio.SocketListener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        listeners: list[trio.SocketListener] = await trio.open_tcp_listeners(port, host="127.0.0.1")
         model.port = listeners[0].socket.getsockname()[1]
         nursery.start_soon(trio.serve_listeners, handle, listeners)
         yield model

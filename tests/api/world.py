@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 import httpx2
@@ -22,11 +23,14 @@ from oubliette.api.auth import secret_hash
 from oubliette.api.services import Services
 from oubliette.config import Config
 from oubliette.core.model import Json, TokenRow
+from oubliette.home import Home
+from oubliette.project.projects import Neighbours, Projects
 from oubliette.store import tokens
 from tests.session.world import PROJECT, WORKSPACE, World, open_world
 
 __all__ = ["PROJECT", "WORKSPACE", "Doors", "Sse", "open_doors", "read_sse"]
 
+T = TypeVar("T")
 MODERN = "2026-07-28"
 LEGACY = "2025-11-25"
 OTHER_PROJECT = "7b1c0000-0000-4000-8000-00000000000f"
@@ -89,7 +93,18 @@ async def open_doors(
 ) -> AsyncIterator[Doors]:
     config = Config.model_validate({"server": {"address": "127.0.0.1:0", **(server or {})}})
     async with open_world(path) as world, trio.open_nursery() as nursery:
-        services = adjust(Services(config=config, store=world.store, feed=world.feed, tree=world.tree, version="0.1.0"))
+        projects = await _projects(path, config, world, nursery)
+        services = adjust(
+            Services(
+                config=config,
+                store=world.store,
+                feed=world.feed,
+                tree=world.tree,
+                projects=projects,
+                version="0.1.0",
+                about=lambda: {"runtimes": [{"name": "fake"}], "versions": {"oubliette": "0.1.0"}},
+            )
+        )
         shutdown = trio.Event()
         served = trio.Event()
         addresses = await nursery.start(_serve, services, shutdown, served)
@@ -103,6 +118,21 @@ async def open_doors(
         shutdown.set()
         with trio.fail_after(10):
             await doors.served.wait()
+        nursery.cancel_scope.cancel("the doors are closed")
+
+
+async def _projects(path: Path, config: Config, world: World, nursery: trio.Nursery) -> Projects:
+    async def nothing(*_: object) -> None:
+        await trio.lowlevel.checkpoint()
+
+    neighbours = Neighbours(
+        end_sessions=world.tree.end_project, remove_containers=nothing, warm=nothing, hide=lambda _secret: None
+    )
+    home = Home(path / "home")
+    home.root.mkdir(exist_ok=True)
+    projects = Projects(world.store, config, home, neighbours, owner=None, host_env=dict(os.environ))
+    await nursery.start(projects.run)
+    return projects
 
 
 async def _serve(
@@ -113,6 +143,15 @@ async def _serve(
 ) -> None:
     await run_api(services, shutdown=shutdown, task_status=task_status)
     served.set()
+
+
+async def eventually(look: Callable[[], Awaitable[T]], good: Callable[[T], bool]) -> T:
+    """Look again and again, as a client from outside must, until what it sees is good. The caller sets the limit."""
+    while True:
+        found = await look()
+        if good(found):
+            return found
+        await trio.sleep(0.05)
 
 
 @dataclass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +145,7 @@ def test_projects_are_named_by_name_or_id(cli: Cli, daemon: FakeDaemon) -> None:
 
 
 def test_exec_gives_output_and_exit_code_of_the_command(cli: Cli, daemon: FakeDaemon) -> None:
-    answers = iter(
+    answers: Iterator[Json] = iter(
         [
             {"exec_id": "exec_1", "state": "running"},
             {"exec_id": "exec_1", "state": "done", "exit_code": 3, "stdout": "out\x1b[2J\n", "stderr": "err\n"},

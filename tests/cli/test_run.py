@@ -196,7 +196,7 @@ def test_a_terminal_sees_text_while_it_is_written_and_once_when_it_is_final() ->
 def test_every_type_of_event_can_be_shown() -> None:
     lines: list[str] = []
     view = TurnView(PlainScreen(lines.append))
-    for event in [
+    events: list[Json] = [
         {"type": "turn_queued", "turn": 1, "text": "t"},
         {"type": "turn_started", "turn": 1, "text": "do it"},
         {"type": "todo", "data": {"items": [{"id": "1", "text": "first", "status": "completed"}, {"text": "second"}]}},
@@ -213,7 +213,8 @@ def test_every_type_of_event_can_be_shown() -> None:
         {"type": "system", "code": "container_starting",
          "data": {"progress": {"what": "pulling", "done": 5_000_000, "total": 20_000_000, "unit": "bytes"}}},
         {"type": "usage", "usage": USAGE}, {"type": "something_new"}, {"type": "__init__"}, {},
-    ]:  # fmt: skip
+    ]  # fmt: skip
+    for event in events:
         view.show(str(event.get("type", "")), event)
     assert lines == [
         "· waiting for its turn", "> do it", "  [x] first", "  [ ] second", "? may it: bash git push",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import apsw
@@ -56,7 +57,7 @@ def test_a_running_daemon_makes_the_token_itself(cli: Cli, daemon: FakeDaemon, h
     def made(arguments: dict[str, Any]) -> dict[str, Any]:
         return {"token_id": "tok_1", "name": arguments["name"], "scope": arguments["scope"], "secret": "oub_shown"}
 
-    pages = iter(
+    pages: Iterator[dict[str, Any]] = iter(
         [
             {"tokens": [{"token_id": "tok_2", "name": "b", "scope": "admin"}], "next_cursor": "c"},
             {

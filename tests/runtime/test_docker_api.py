@@ -16,7 +16,8 @@ from oubliette.errors import EngineError, ImageMissing, RuntimeUnavailable
 from oubliette.runtime import images
 from oubliette.runtime.base import Progress
 from oubliette.runtime.docker import Docker
-from oubliette.runtime.docker_api import EngineApi, EngineRefused, endpoint_from, negotiated
+from oubliette.runtime.docker_api import EngineApi, EngineRefused
+from oubliette.runtime.docker_endpoint import endpoint_from, negotiated
 from oubliette.runtime.docker_exec import read_logs, run_exec
 from tests.runtime.tls import certificates, tls_in_front_of
 

@@ -42,6 +42,7 @@ class FieldSpec:
     item: Kind | None
     choices: tuple[str, ...]
     needed: bool
+    nullable: bool
     doc: str
     only: Literal["admin", "tokens", "agents"] | None
 
@@ -67,7 +68,8 @@ def _spec(name: str, info: FieldInfo) -> FieldSpec:
             choices = tuple(str(choice) for choice in annotation)
     doc = next((m.text for m in info.metadata if isinstance(m, Doc)), "")
     only = next((m.who for m in info.metadata if isinstance(m, Only)), None)
-    return FieldSpec(name, tuple(kinds), item, choices, info.is_required(), doc, only)
+    nullable = type(None) in get_args(info.annotation)
+    return FieldSpec(name, tuple(kinds), item, choices, info.is_required(), nullable, doc, only)
 
 
 def _alternatives(annotation: Any) -> list[Any]:
@@ -118,6 +120,8 @@ def parse(tool: str, action: str, model: type[A], given: Mapping[str, Any]) -> A
             raise _unknown(what, name, specs)
         if value is not None:
             values[name] = _converted(spec, value)
+        elif model.keeps_null and spec.nullable:
+            values[name] = None
     for spec in specs.values():
         if spec.needed and spec.name not in values:
             raise RequestError("invalid_argument", f"{what} needs {spec.name}.", field=spec.name, hint=_hint(spec))

@@ -11,7 +11,7 @@ import re
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo
 
@@ -41,6 +41,8 @@ class Args(BaseModel):
     """Arguments of one action. A field without a default is one that the action needs."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+    keeps_null: ClassVar[bool] = False
+    """Whether null says something here (back to the default); elsewhere it is as if the argument were not there."""
 
     detail: Annotated[Literal["brief", "full"], Doc("full = the whole record")] = "brief"
     max_chars: Annotated[

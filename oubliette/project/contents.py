@@ -1,0 +1,156 @@
+"""What a new workspace begins with: a clone, a copy of another workspace, the template, or an empty repository.
+
+Everything here happens before an agent has touched the tree, and can be done again from the start.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import trio
+
+from oubliette.config import Config
+from oubliette.core.model import Json, ProjectRow, WorkspaceRow
+from oubliette.errors import OublietteError, RequestError
+from oubliette.home import Home
+from oubliette.project import files
+from oubliette.project.clone import GitCredential, clone, init_repository
+from oubliette.project.copy import copy_tree
+from oubliette.project.remote import Remote, check_remote
+from oubliette.project.walk import Bounds
+
+T = TypeVar("T")
+
+LEAVE_SECONDS = 10.0
+"""How long a thread that was told to stop may take to leave the tree."""
+
+DELETE_SLICE_SECONDS = 1.0
+"""How long a deletion may keep its thread before a cancel is heard."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trees:
+    """The directories of projects. ``owner``: uid and gid that agents run as when the daemon is root, else None.
+
+    ``host_env`` is the daemon's environment, of which the clone uses what ``clone.PASSED_ON`` names.
+    """
+
+    config: Config
+    home: Home
+    owner: int | None
+    host_env: Mapping[str, str]
+
+    async def fill(self, project: ProjectRow, workspace: WorkspaceRow) -> None:
+        """Make the workspace's directory with what it begins with, from whatever an earlier attempt has left.
+
+        Raises RequestError and OSError; what is there then is to be deleted with ``delete_workspace``.
+        """
+        target = self.home.workspace_dir(project.project_id, workspace.workspace_id)
+        await _delete(target)
+        await _in_thread(partial(self._make, target))
+        template = self.config.defaults.project.template
+        if workspace.forked_from is not None:
+            source = self.home.workspace_dir(project.project_id, workspace.forked_from)
+            await self._copy(source, target, self.owner)
+            return
+        if project.remote_url is not None:
+            remote = check_remote(project.remote_url, self.config.git)
+            await clone(
+                remote,
+                target,
+                self.config.git,
+                branch=project.branch,
+                credential=git_credential(self.config, project.settings, remote),
+                max_bytes=self.config.defaults.container.disk_bytes,
+                host_env=self.host_env,
+            )
+        else:
+            if template is not None:
+                await self._copy(template, target, None)
+            if project.settings.get("init_git", True) and not await _in_thread(partial(_has_repository, target)):
+                await _in_thread(partial(init_repository, target))
+        if self.owner is not None:
+            bounds = Bounds(entries=20_000_000, seconds=1800)
+            await _in_thread(partial(files.give, target, self.owner, bounds), bounds)
+
+    async def _copy(self, source: Path, target: Path, owner: int | None) -> None:
+        max_bytes = self.config.defaults.container.disk_bytes
+        bounds = Bounds(entries=5_000_000, seconds=900)
+        await _in_thread(partial(copy_tree, source, target, max_bytes=max_bytes, owner=owner, bounds=bounds), bounds)
+
+    def _make(self, target: Path) -> None:
+        files.make_directory(target)
+        # Where the workspaces of a project share one container their parent is its mount: the agent's uid must get
+        # through it. Host users are kept out further up.
+        target.parent.chmod(0o755)
+
+    async def delete_workspace(self, project_id: str, workspace_id: str) -> None:
+        """The work tree and the agent's state of one workspace. Raises OSError."""
+        await _delete(self.home.workspace_dir(project_id, workspace_id))
+        await _delete(self.home.state_dir(project_id, workspace_id))
+
+    async def delete_project(self, project_id: str) -> None:
+        """Everything of a project. Raises OSError."""
+        await _delete(self.home.workspaces_dir(project_id))
+        await _delete(self.home.project_dir(project_id))
+
+
+def git_credential(config: Config, settings: Json, remote: Remote) -> GitCredential | None:
+    """The token for a remote's host, if there is one: the project's own, the named one, or the one that fits."""
+    if not remote.host:
+        return None
+    if settings.get("github_token"):
+        return GitCredential(remote.host, settings["github_token"])
+    known = config.credentials.github
+    name = (settings.get("credential_refs") or {}).get("github") or known.default
+    if name is None:
+        fitting = [key for key, item in known.credentials.items() if item.host.lower() == remote.host]
+        name = fitting[0] if len(fitting) == 1 else None
+    found = known.credentials.get(name) if name is not None else None
+    if found is None or found.host.lower() != remote.host:
+        return None
+    return GitCredential(found.host, found.token.get_secret_value())
+
+
+def failure(error: OublietteError | OSError) -> Json:
+    """SHAPES' error object for a place that could not be made."""
+    if isinstance(error, OublietteError):
+        return error.as_json()
+    code = "storage_full" if error.errno == errno.ENOSPC else "internal"
+    text = error.strerror or type(error).__name__
+    return RequestError(code, f"The directory could not be prepared: {text}.").as_json()
+
+
+def _has_repository(target: Path) -> bool:
+    return (target / ".git").exists()
+
+
+async def _delete(path: Path) -> None:
+    while not await trio.to_thread.run_sync(partial(files.delete, path, max_seconds=DELETE_SLICE_SECONDS)):
+        pass
+
+
+async def _in_thread(work: Callable[[], T], bounds: Bounds | None = None) -> T:
+    """Blocking work on a tree of ours. A cancel stops its walk, and is raised when the thread has left the tree."""
+    left = trio.Event()
+    token = trio.lowlevel.current_trio_token()
+
+    def job() -> T:
+        try:
+            return work()
+        finally:
+            token.run_sync_soon(left.set)
+
+    try:
+        return await trio.to_thread.run_sync(job, abandon_on_cancel=True)
+    except trio.Cancelled:
+        if bounds is not None:
+            bounds.stop()
+        with trio.CancelScope(deadline=trio.current_time() + LEAVE_SECONDS, shield=True):
+            await left.wait()
+        raise

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from oubliette import clock
 from oubliette.config import Config
@@ -14,6 +15,9 @@ from oubliette.project.projects import Projects
 from oubliette.session.feed import Feed
 from oubliette.session.requests import MessageArgs, SpawnArgs
 from oubliette.store.database import Store
+
+if TYPE_CHECKING:
+    from oubliette.container.ready import ReadyContainer
 
 
 class Sessions(Protocol):
@@ -41,6 +45,18 @@ class Sessions(Protocol):
     ) -> Json: ...
 
 
+class Containers(Protocol):
+    """The container owners, as far as callers reach them. Waiting may be cancelled; the owner goes on."""
+
+    def lease(self, project_id: str, workspace_id: str) -> AbstractAsyncContextManager[ReadyContainer]: ...
+
+    async def start(self, project_id: str, workspace_id: str, *, recreate: bool = False) -> None: ...
+
+    async def stop(self, project_id: str, workspace_id: str) -> None: ...
+
+    async def logs(self, project_id: str, workspace_id: str, *, tail: int) -> bytes: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Services:
     """Nothing in here is owned by the doors."""
@@ -50,6 +66,7 @@ class Services:
     feed: Feed
     tree: Sessions
     projects: Projects
+    containers: Containers
     version: str
     readiness: Callable[[], str | None] = lambda: None
     """None when ready, else the reason that ``/ready`` gives."""

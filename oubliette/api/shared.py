@@ -9,6 +9,7 @@ import structlog
 import trio
 
 from oubliette.api.auth import Auth
+from oubliette.api.execs import Execs
 from oubliette.api.keys import RequestKeys
 from oubliette.api.live import Live
 from oubliette.api.services import Services
@@ -33,6 +34,7 @@ class Shared:
         self.live = Live()
         self.auth = Auth(services.store, self.live, per_second=limits.per_second, burst=limits.burst, now=services.now)
         self.keys = RequestKeys(services.store, services.now)
+        self.execs = Execs(services)
         self._entries, self._written = trio.open_memory_channel[_Entry](_AUDIT_BACKLOG)
 
     def audit(self, principal: Principal, action: str, target: str | None, outcome: str, request_id: str) -> None:
@@ -47,6 +49,7 @@ class Shared:
         """The services: tokens are watched, the audit trail is written. What is queued at the end is still written."""
         async with trio.open_nursery() as nursery:
             await nursery.start(self.auth.watch)
+            await nursery.start(self.execs.run)
             nursery.start_soon(self._write_audit)
             task_status.started()
 

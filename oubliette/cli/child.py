@@ -86,17 +86,17 @@ def stop(home: Home, pid: int, *, seconds: float = STOP_SECONDS) -> bool:
 
 
 @contextmanager
-def borrowed_daemon(home: Home, *, environment: Mapping[str, str] | None = None) -> Iterator[Daemon]:
-    """The running daemon; else one started on a free port for as long as this lasts."""
+def borrowed_daemon(home: Home, *, environment: Mapping[str, str] | None = None) -> Iterator[tuple[Daemon, bool]]:
+    """The running daemon; else one started on a free port for as long as this lasts: then the second value is True."""
     daemon = running_daemon(home)
     if daemon is not None:
-        yield daemon
+        yield daemon, False
         return
     note("no daemon is running: one is started for this and stopped afterwards")
     daemon = start(home, "--address", "127.0.0.1:0", environment=environment)
     holder = home.holder() or 0
     try:
-        yield daemon
+        yield daemon, True
     finally:
         if holder and not stop(home, holder):
             note(f"the daemon (pid {holder}) is still stopping")

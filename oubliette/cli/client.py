@@ -23,6 +23,8 @@ CALL_SECONDS = 300
 SILENCE_SECONDS = 45
 """An event stream says something every 15 s."""
 RECONNECTS = 20
+RESULT_CHARACTERS = 1_000_000
+"""Results are cut for models; a person or a program wants them whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,9 @@ class Daemon:
 
     def call(self, tool: str, /, **arguments: Any) -> dict[str, Any]:
         """Run a tool. Arguments that are None are left out. Raises RequestError as the daemon said it, or CliError."""
-        body = {name: value for name, value in arguments.items() if value is not None}
+        body = {"max_chars": RESULT_CHARACTERS} | {
+            name: value for name, value in arguments.items() if value is not None
+        }
         response, connection = self._send("POST", f"/v1/tools/{tool}", json.dumps(body), CALL_SECONDS)
         try:
             return _result(response)

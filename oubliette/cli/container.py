@@ -17,6 +17,9 @@ app = typer.Typer(name="container", help="Containers: the sandboxes that agents 
 AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
 Project = Annotated[str, typer.Argument(metavar="PROJECT", help="Name or id.")]
 Workspace = Annotated[str | None, typer.Option(help="Id; without it the default workspace.")]
+WAIT_SECONDS = 40
+OUTPUT_BYTES = 256 << 10
+"""Of each stream; of a longer output head and tail are kept."""
 TIMED_OUT = 124
 """What timeout(1) exits with."""
 
@@ -47,11 +50,10 @@ def stop(
     ctx: typer.Context,
     project: Project,
     workspace: Workspace = None,
-    force: Annotated[bool, typer.Option("--force", help="Even while turns are running.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Stop the container; the next message starts it again."""
-    _show(_call(ctx, "stop", project, workspace, force=force or None), as_json)
+    _show(_call(ctx, "stop", project, workspace), as_json)
 
 
 @app.command("status")
@@ -69,7 +71,7 @@ def logs(
 ) -> None:
     """Print what the container's own process has said."""
     found = _call(ctx, "logs", project, workspace, tail=lines)
-    print(safe_text(str(found.get("logs", found.get("stdout", "")))), flush=True)
+    print(safe_text(str(found.get("text", ""))), flush=True)
 
 
 @app.command("exec", context_settings={"ignore_unknown_options": True})
@@ -93,17 +95,21 @@ def exec_(
         command=command[0] if len(command) == 1 else command,
         working_dir=working_dir,
         timeout_seconds=timeout_seconds,
-        wait_seconds=40,
+        max_output_bytes=OUTPUT_BYTES,
+        wait_seconds=WAIT_SECONDS,
         **place,
     )
     while found.get("state") == "running":
-        found = daemon.call("container", action="exec", exec_id=found["exec_id"], wait_seconds=40, **place)
+        found = daemon.call("container", action="exec", exec_id=found["exec_id"], wait_seconds=WAIT_SECONDS, **place)
     if as_json:
         say_json(found)
     else:
         sys.stdout.write(safe_text(str(found.get("stdout", ""))))
         sys.stdout.flush()
         sys.stderr.write(safe_text(str(found.get("stderr", ""))))
+        for stream in ("stdout", "stderr"):
+            if found.get(f"{stream}_truncated"):
+                note(f"{stream} was cut: it had {found.get(f'{stream}_bytes', 0):,} bytes")
         if found.get("timed_out"):
             note(f"killed after {timeout_seconds:g} s")
     raise typer.Exit(TIMED_OUT if found.get("timed_out") else int(found.get("exit_code", FAILED)) & 0xFF)

@@ -46,7 +46,7 @@ def demo(
     runtime = (
         runtime or os.environ.get("CONTAINER_RUNTIME", "") or ("bubblewrap" if sys.platform == "linux" else "auto")
     )
-    with borrowed_daemon(home, environment={"CONTAINER_RUNTIME": runtime}) as daemon:
+    with borrowed_daemon(home, environment={"CONTAINER_RUNTIME": runtime}) as (daemon, _ours):
         code = _show(daemon, home, keep)
     if code == 0:
         say()

@@ -7,8 +7,10 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -22,6 +24,7 @@ from oubliette.host import missing_room
 
 if TYPE_CHECKING:
     from oubliette.config import Config
+    from oubliette.runtime.base import RuntimeReport
 
 TOOL_SECONDS = 20
 OLDEST_PYTHON = (3, 11)
@@ -70,7 +73,7 @@ def examine(home: Home) -> Iterator[Finding]:
         yield from findings
     yield _daemon(home, config)
     yield _disk(home)
-    yield from _runtimes(home, config)
+    yield from _runtimes(config)
 
 
 def _tool(name: str, hint: str) -> Finding:
@@ -154,16 +157,22 @@ def _disk(home: Home) -> Finding:
     return Finding("disk", "ok", detail)
 
 
-def _runtimes(home: Home, config: Config | None) -> Iterator[Finding]:
-    """Each runtime by trying it."""
+def _runtimes(config: Config | None) -> Iterator[Finding]:
+    """Each runtime by trying it, in a directory that goes away."""
     import trio
 
-    from oubliette.daemon import probe_runtimes
-
-    wanted = config.runtime if config is not None else "auto"
-    reports = trio.run(probe_runtimes, home)
+    wanted = config.runtime if config is not None else os.environ.get("CONTAINER_RUNTIME") or "auto"
+    with tempfile.TemporaryDirectory(prefix="oubliette-doctor-") as scratch:
+        reports = trio.run(_probe_all, Path(scratch))
     usable = [report.name for report in reports if report.ok]
     for report in reports:
         needed = report.name == wanted or (wanted == "auto" and not usable)
         state: Literal["ok", "warning", "error"] = "ok" if report.ok else "error" if needed else "warning"
         yield Finding(f"runtime {report.name}", state, report.version if report.ok else report.reason, report.hint)
+
+
+async def _probe_all(scratch: Path) -> list[RuntimeReport]:
+    from oubliette.runtime.bubblewrap import Bubblewrap
+    from oubliette.runtime.docker import Docker
+
+    return [await Docker(os.environ, scratch=scratch).probe(), await Bubblewrap(scratch / "bubblewrap").probe()]

@@ -40,7 +40,7 @@ def run(
     message = sys.stdin.read() if task == "-" else task
     if not message.strip():
         raise CliError("there is no task", hint='oubliette run "what to do"')
-    with borrowed_daemon(home) as daemon:
+    with borrowed_daemon(home) as (daemon, ours):
         spawned = daemon.call(
             "session",
             action="spawn",
@@ -56,7 +56,19 @@ def run(
             source="cli",
         )
         code = follow(daemon, spawned, keep=keep, as_json=as_json)
+        if ours:
+            _stop_container(daemon, spawned)
     raise typer.Exit(code)
+
+
+def _stop_container(daemon: Daemon, spawned: dict[str, Any]) -> None:
+    """A container outlives its daemon, and with nobody to put it to sleep it would run for ever."""
+    place = {"project_id": spawned["project_id"], "workspace_id": spawned["workspace_id"]}
+    try:
+        if not daemon.call("session", action="list", status="running", **place)["sessions"]:
+            daemon.call("container", action="stop", **place)
+    except OublietteError as error:
+        note(f"the container could not be stopped: {error.message}")
 
 
 def follow(daemon: Daemon, spawned: dict[str, Any], *, keep: bool, as_json: bool = False) -> int:

@@ -6,38 +6,44 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from oubliette.container.layout import Ground, Place, cache_dir, mounts, run_dir
+from oubliette.container.layout import Ground, Place, cache_dir, run_dir
+from oubliette.core.model import ContainerRow
 from oubliette.errors import ContainerError
+from oubliette.runtime.base import Mount
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def prepare(ground: Ground, place: Place, container_id: str) -> None:
-    """Make what is missing and check every mount's source. Blocks. Raises ContainerError.
-
-    The engine follows symbolic links in a source; ours are all in directories that no agent can write, and none may be
-    a link all the same.
-    """
-    home = ground.home
+def prepare(ground: Ground, row: ContainerRow) -> Path:
+    """Make what is missing; returns the run directory. Blocks. Raises ContainerError."""
+    home, place = ground.home, Place(row.project_id, row.workspace_id)
+    inside = run_dir(home, row.container_id)
     try:
         for folder in (home.state_dir(place.project_id, place.key), cache_dir(home, place)):
             folder.parent.mkdir(mode=0o700, exist_ok=True)
             _make_owned(folder, ground.uid, ground.gid)
-        inside = run_dir(home, container_id)
         inside.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        inside.mkdir(exist_ok=True)
         # Readable inside, whoever runs there; on the host its parent keeps everybody out.
-        inside.mkdir(mode=0o755, exist_ok=True)
         inside.chmod(0o755)
-        for mount in mounts(ground, place, container_id):
-            if not stat.S_ISDIR(mount.source.lstat().st_mode):
-                raise ContainerError(f"start a container: {mount.source} is not a directory", retryable=False)
-    except FileNotFoundError as error:
-        raise ContainerError(f"start a container: {error.filename} is missing", retryable=False) from error
     except OSError as error:
         raise ContainerError(f"start a container: {error.filename}: {error.strerror}") from error
+    return inside
+
+
+def check_sources(mounts: Sequence[Mount]) -> None:
+    """Every mount's source is a directory and no link, for an engine would follow one. They all lie in directories that
+    no agent can write; this is for the day on which somebody forgets that. Blocks. Raises ContainerError."""
+    for mount in mounts:
+        try:
+            mode = mount.source.lstat().st_mode
+        except OSError as error:
+            raise ContainerError(f"start a container: {mount.source}: {error.strerror}", retryable=False) from error
+        if not stat.S_ISDIR(mode):
+            raise ContainerError(f"start a container: {mount.source} is not a directory", retryable=False)
 
 
 def put_files(directory: Path, files: Mapping[str, bytes]) -> None:

@@ -269,12 +269,14 @@ def _check_framing(head: bytes) -> None:
         raise Refused(400, "The request head has bare line ends or a NUL.")
     if any(line[:1] in (b" ", b"\t") for line in lines):
         raise Refused(400, "The request head has a folded line.")
-    names = [line.partition(b":")[0].strip().lower() for line in lines[1:]]
-    lengths, codings = names.count(b"content-length"), names.count(b"transfer-encoding")
-    if lengths + codings > 1:
+    fields = [line.partition(b":") for line in lines[1:]]
+    names = [name.strip().lower() for name, _, _ in fields]
+    if names.count(b"content-length") + names.count(b"transfer-encoding") > 1:
         raise Refused(400, "The request says more than once how long it is.")
+    if any(not value.strip().isdigit() for name, _, value in fields if name.lower() == b"content-length"):
+        raise Refused(400, "The request does not say how long it is.")
     if b"upgrade" in names or lines[0].startswith(b"CONNECT "):
-        raise Refused(400, "This is plain HTTP/1.1 only.")
+        raise Refused(400, "Upgrades and tunnels are not served.")
 
 
 async def _receive(stream: trio.abc.Stream) -> bytes:

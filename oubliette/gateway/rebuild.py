@@ -24,7 +24,8 @@ MAX_DEPTH = 64
 MAX_VALUES = 400_000
 """Values in a request: bounds the memory that parsing takes (about 100 bytes each), whatever its size."""
 MEDIA_TOKENS = 4_000
-"""Estimate for one image or document, which providers scale down to at most about that."""
+MEDIA_CHARACTERS_PER_TOKEN = 100
+"""Estimates for images, which providers scale down to at most MEDIA_TOKENS, and for documents of many pages."""
 
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 _STRUCTURE = re.compile(rb"[\[\]{}]")
@@ -87,14 +88,14 @@ def _finite(text: str) -> float:
 
 
 def input_estimate(value: Any) -> int:
-    """About how many tokens the model will read, on the safe side; images and documents count as MEDIA_TOKENS each."""
-    characters = media = 0
+    """About how many tokens the model will read, on the safe side; images and documents by their size."""
+    characters = media_tokens = 0
     waiting = [value]
     while waiting:
         current = waiting.pop()
         if isinstance(current, str):
             if len(current) > 2_000 and _is_media(current):
-                media += 1
+                media_tokens += max(MEDIA_TOKENS, len(current) // MEDIA_CHARACTERS_PER_TOKEN)
             else:
                 characters += len(current)
         elif isinstance(current, dict):
@@ -104,7 +105,7 @@ def input_estimate(value: Any) -> int:
             waiting.extend(current)
         else:
             characters += 4
-    return estimate_tokens(characters) + media * MEDIA_TOKENS
+    return estimate_tokens(characters) + media_tokens
 
 
 def _is_media(text: str) -> bool:

@@ -44,7 +44,7 @@ def rebuild(body: Json, model: ResolvedModel) -> Rebuilt:
     out["input"] = each(body.get("input"), lambda item: _item(item, removed, hosted=hosted))
     if "include" in out and not hosted:
         asked = out["include"] if isinstance(out["include"], list) else []
-        out["include"] = [name for name in asked if name in _INCLUDES]
+        out["include"] = [name for name in asked if isinstance(name, str) and name in _INCLUDES]
     if "tools" in out:
         out["tools"] = kept_tools(
             body["tools"], lambda tool: tool if hosted or tool.get("type") in _TOOLS else None, removed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable
 from urllib.parse import quote
@@ -13,7 +14,7 @@ _KEY_LIKE = re.compile(
     (?: \b(?:sk|pk|rk|gsk|xai|oub|ghp|gho|ghs|hf|nvapi|key|AIza|ya29|github_pat|AKIA)
         [-_.A-Za-z0-9*]* [-_*A-Za-z0-9]{8,}
       | (?i:bearer) \s+ [-_.~+/=*A-Za-z0-9]{8,}
-      | \b[-_A-Za-z0-9]{0,12}\*{3,}[-_A-Za-z0-9]{0,12}
+      | [-_A-Za-z0-9]{0,12}\*{3,}[-_A-Za-z0-9]{0,12}
     )"""
 )
 """Keys as providers spell and quote them, masked ones (``sk-ab***yz``) too. A word that merely begins like a key has
@@ -31,9 +32,9 @@ def without_keys(body: bytes, secrets: Iterable[str]) -> bytes:
 
 
 def _spellings(secret: str) -> list[bytes]:
-    raw = secret.encode()
-    escaped = secret.replace("\\", "\\\\").replace('"', '\\"').replace("/", "\\/").encode()
-    return sorted({raw, escaped, quote(secret, safe="").encode()}, key=len, reverse=True)
+    in_json = json.dumps(secret)[1:-1]
+    spellings = {secret, in_json, in_json.replace("/", "\\/"), quote(secret, safe="")}
+    return sorted((spelling.encode() for spelling in spellings), key=len, reverse=True)
 
 
 class SecretFilter:

@@ -47,6 +47,10 @@ _ENV = {
     "GIT_CEILING_DIRECTORIES": "/",
 }
 
+# Attributes in a repository's own info/ win over those in its tree. There an encoding that a file does not have would
+# end ``git add`` for all files, and ``-diff`` would hide changes.
+_PLAIN = "* !filter !text !eol !crlf !working-tree-encoding !ident !diff !merge"
+
 # Arguments: shadow repository, index, work tree. The index is a copy (with its time stamp: git tells "changed in the
 # same tick" by it), so that two sessions of one workspace can take snapshots at once without waiting for a lock.
 # Files that cannot be read or added are left out: a snapshot of the rest is worth more than none.
@@ -60,6 +64,8 @@ if [ ! -f "$shadow/HEAD" ]; then
   [ ! -d "$shadow/$(basename "$fresh")" ] || rm -rf "$shadow/$(basename "$fresh")"
   rm -rf "$fresh"
 fi
+mkdir -p "$shadow/info"
+echo "{_PLAIN}" > "$shadow/info/attributes"
 cd "$tree"
 mine=$index.$$
 trap 'rm -f "$mine" "$mine.lock" "$mine.skip"' EXIT

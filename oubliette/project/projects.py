@@ -80,6 +80,7 @@ class Projects:
         self._now = now
         self._trees = Trees(config, home, owner, host_env)
         self._background = Background()
+        self._taken_up = trio.Event()
         self.views = Views(config, home, now, neighbours.describe_container)
         self.workspaces = Workspaces(store, self._trees, self._background, neighbours.remove_containers, now)
 
@@ -95,6 +96,7 @@ class Projects:
                 self._background.start(row.project_id, partial(work, row.project_id))
             for place in places:
                 self.workspaces.resume(place)
+            self._taken_up.set()
             task_status.started()
             await trio.sleep_forever()
 
@@ -175,9 +177,13 @@ class Projects:
         await self._background.idle(project_id)
 
     async def place_ready(self, project_id: str, workspace_id: str) -> None:
-        """Wait while the place is being made. Raises RequestError: what made it fail, or not_found."""
+        """Wait while the place is being made, after a start until that is taken up again.
+
+        Raises RequestError: what made it fail, or not_found.
+        """
         for attempt in range(2):
             if attempt:
+                await self._taken_up.wait()
                 await self._background.idle(project_id)
                 await self._background.idle(workspace_id)
             project, workspace = await self._store.read(

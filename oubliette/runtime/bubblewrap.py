@@ -35,7 +35,6 @@ from oubliette.runtime.bubblewrap_end import LAUNCH_SECONDS, POLL_SECONDS, SHIM_
 from oubliette.runtime.bubblewrap_state import Box, ProcessId, Run, StateDirectory
 from oubliette.runtime.protected import check_no_links, with_protection
 from oubliette.runtime.sandbox_enter import FAILED
-from oubliette.runtime.sandbox_etc import make_etc, remove_tree
 from oubliette.runtime.sandbox_shim import ALREADY_RUNNING
 from oubliette.runtime.seccomp import build_filter
 
@@ -209,23 +208,12 @@ class Bubblewrap:
         for mount in spec.mounts:
             _check_place(spec.mounts, mount)
         mounts = with_protection(spec.mounts, spec.protected_paths)
-        etc = box.path / "etc"
-        if etc.exists():
-            remove_tree(etc)
-        make_etc(
-            etc,
-            uid=spec.uid,
-            gid=spec.gid,
-            home=spec.env.get("HOME", "/"),
-            hostname=spec.hostname,
-            bridged=spec.network == "bridge",
-        )
         wanted = PurePosixPath(spec.argv[0]).name
         wrappers = [str(program), *(path for path in WRAPPERS if PurePosixPath(path).name != wanted)]
         return {
             "tag": box.tag,
             "bwrap": str(program),
-            "options": options(spec, mounts, root=root, etc=etc, host=read_host(self._python)),
+            "options": options(spec, mounts, root=root, etc=box.etc, host=read_host(self._python)),
             "command": command(spec, root=root),
             "wrappers": [[found.st_dev, found.st_ino] for found in (Path(path).stat() for path in wrappers)],
             "seccomp": _filter_text(),

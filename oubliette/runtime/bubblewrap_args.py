@@ -28,9 +28,6 @@ HIDDEN_FILES = ("kcore", "keys", "interrupts", "latency_stats", "timer_list", "t
 HIDDEN_FOLDERS = ("acpi", "asound", "scsi")
 """Of /proc: facts of the machine rather than of the sandbox, as Docker hides them."""
 
-PYTHON_TARGET = "/opt/python"
-"""Where a Python is seen that is not below /usr on the host."""
-
 
 @dataclass(frozen=True, slots=True)
 class Host:
@@ -43,7 +40,7 @@ class Host:
     hidden_files: Sequence[str]
     hidden_folders: Sequence[str]
     python: Path | None = None
-    """The installation to show at PYTHON_TARGET, where /usr has none."""
+    """The installation to show, where /usr has none. Under its own path, which is built into its libraries."""
 
 
 def read_host(python: Path | None = None) -> Host:
@@ -80,7 +77,8 @@ def options(spec: ContainerSpec, mounts: Sequence[Mount], *, root: bool, etc: Pa
         words += ["--size", "4096", "--perms", "0555", "--tmpfs", path, "--remount-ro", path]
     words += ["--dev", "/dev", *_scratch(_SHARED_MEMORY, SHARED_MEMORY_BYTES), "--remount-ro", "/dev"]
     words += ["--ro-bind", str(etc), "/etc", "--perms", "0755", "--dir", "/var", "--symlink", "../tmp", _VAR_TMP]
-    words += _places(spec, mounts)
+    python = [Mount(host.python, str(host.python))] if host.python is not None else []
+    words += _places(spec, [*mounts, *python])
     # Last, for what lies above was made in it: bubblewrap's own root has no size, and its owner is the user.
     words += ["--remount-ro", "/", "--chdir", spec.working_dir]
     return words
@@ -105,7 +103,7 @@ def command(spec: ContainerSpec, *, root: bool) -> list[str]:
 def _environment(spec: ContainerSpec, host: Host) -> dict[str, str]:
     env = dict(spec.env)
     if host.python is not None and "PATH" in env:
-        env["PATH"] = f"{env['PATH']}:{PYTHON_TARGET}/bin"
+        env["PATH"] = f"{env['PATH']}:{host.python}/bin"
     return env
 
 
@@ -120,8 +118,6 @@ def _system(host: Host) -> list[str]:
         words += ["--symlink", aim, path]
     for path in host.folders:
         words += ["--ro-bind", path, path]
-    if host.python is not None:
-        words += ["--ro-bind", str(host.python), PYTHON_TARGET]
     return words
 
 

@@ -21,7 +21,7 @@ from typing import Any
 from oubliette.errors import EngineError
 from oubliette.runtime import linux
 from oubliette.runtime.base import ContainerInfo, ContainerSpec, Mount, Resources
-from oubliette.runtime.sandbox_etc import remove_tree
+from oubliette.runtime.sandbox_etc import make_etc, remove_tree
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 
@@ -71,6 +71,11 @@ class Box:
     tag: str
     image: str
     spec: ContainerSpec
+
+    @property
+    def etc(self) -> Path:
+        """What it sees as /etc. Made with it and never changed: many starts may be under way at once."""
+        return self.path / "etc"
 
     def run(self) -> Run | None:
         """The present run; None when it was not started or has ended and was cleaned up after."""
@@ -162,7 +167,8 @@ class StateDirectory:
         return [box for box in found if box is not None and labels.items() <= box.spec.labels.items()]
 
     def create(self, spec: ContainerSpec, image: str) -> Box:
-        """Make the directory of a sandbox, all at once. EngineError ``conflict``: the name has other labels."""
+        """Make the directory of a sandbox, all at once, its /etc included. EngineError ``conflict``: the name has other
+        labels."""
         if not _NAME.fullmatch(spec.name):
             raise EngineError(f"create container {spec.name!r}: not a name", code="invalid_argument", retryable=False)
         box = self.box(spec.name)
@@ -173,6 +179,14 @@ class StateDirectory:
             fresh = self.root / f".new-{tag}"
             fresh.mkdir(mode=0o700)
             _write_json(fresh / "spec.json", record)
+            make_etc(
+                fresh / "etc",
+                uid=spec.uid,
+                gid=spec.gid,
+                home=spec.env.get("HOME", "/"),
+                hostname=spec.hostname,
+                bridged=spec.network == "bridge",
+            )
             try:
                 fresh.rename(self.root / spec.name)
             except OSError:

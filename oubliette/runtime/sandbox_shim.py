@@ -213,7 +213,8 @@ class Shim:
         tail = self._log.tail()
         last = tail.strip().splitlines()[-1:] or ["it ended without a word"]
         code = self._exit_code()
-        if code is None or (code in (126, 127) and last[0].startswith(("env: ", "setpriv: ", "prlimit: "))):
+        speaker = last[0].partition(":")[0].rpartition("/")[2]
+        if code is None or (code in (126, 127) and speaker in ("env", "setpriv", "prlimit")):
             raise LaunchError(last[0])
 
     def _read_status(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,14 +12,13 @@ import trio
 from oubliette.agent.opencode_config import ModelEntry
 from oubliette.agent.toolkit import Toolkit, ensure_toolkit
 from tests.agent.fake_model import open_fake_model
-from tests.agent.rig import MODELS, Process, Rig, free_port, open_rig, start
+from tests.agent.rig import MODELS, Process, Rig, free_port, open_rig, start, toolkit_root
 
 
 @pytest.fixture(scope="session")
 def toolkit() -> Toolkit:
     """The real one, kept between runs."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return trio.run(ensure_toolkit, cache / "oubliette-test-toolkit", lambda _what, _done, _total: None)
+    return trio.run(ensure_toolkit, toolkit_root(), lambda _what, _done, _total: None)
 
 
 @pytest.fixture(scope="session")

@@ -35,6 +35,11 @@ MODELS = (ModelEntry("m", "openai-compatible", 100_000, 8_000, reasoning=True),)
 T = TypeVar("T")
 
 
+def toolkit_root() -> Path:
+    """Where the tests keep the real toolkit between runs."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "oubliette-test-toolkit"
+
+
 def free_port() -> int:
     """A port that nobody listens on right now."""
     with socket.socket() as probe:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,8 +23,10 @@ from oubliette.api.auth import secret_hash
 from oubliette.api.services import Services
 from oubliette.config import Config
 from oubliette.core.model import Json, TokenRow
+from oubliette.errors import ContainerExited
 from oubliette.home import Home
 from oubliette.project.projects import Neighbours, Projects
+from oubliette.runtime.base import ExecResult
 from oubliette.store import tokens
 from tests.session.world import PROJECT, WORKSPACE, World, open_world
 
@@ -101,6 +103,7 @@ async def open_doors(
                 feed=world.feed,
                 tree=world.tree,
                 projects=projects,
+                containers=FakeContainers(world),
                 version="0.1.0",
                 about=lambda: {"runtimes": [{"name": "fake"}], "versions": {"oubliette": "0.1.0"}},
             )
@@ -119,6 +122,51 @@ async def open_doors(
         with trio.fail_after(10):
             await doors.served.wait()
         nursery.cancel_scope.cancel("the doors are closed")
+
+
+@dataclass
+class FakeContainers:
+    """Containers whose commands are scripted: ``echo`` answers, ``sleep`` goes on until let go."""
+
+    world: World
+    started: list[tuple[str, str, bool]] = field(default_factory=list)
+    stopped: list[tuple[str, str]] = field(default_factory=list)
+    let_go: trio.Event = field(default_factory=trio.Event)
+    ran: list[tuple[Sequence[str], str | None]] = field(default_factory=list)
+
+    @asynccontextmanager
+    async def lease(self, project_id: str, workspace_id: str) -> AsyncIterator[Any]:
+        await trio.lowlevel.checkpoint()
+        yield self
+
+    def directory(self, workspace_id: str) -> str:
+        return f"/workspaces/{workspace_id}"
+
+    async def exec(self, argv: Sequence[str], *, cwd: str | None = None, **limits: Any) -> ExecResult:
+        self.ran.append((argv, cwd))
+        text = " ".join(argv)
+        if "sleep" in text:
+            with trio.move_on_after(limits["timeout_seconds"]) as patience:
+                await self.let_go.wait()
+            if patience.cancelled_caught:
+                return ExecResult(137, b"", b"", 0, 0, timed_out=True)
+        if "broken" in text:
+            raise ContainerExited("the container is gone: /secret/host/path")
+        out = text.encode() * (1000 if "much" in text else 1)
+        await trio.lowlevel.checkpoint()
+        return ExecResult(0, out[: limits["max_output_bytes"]], b"warned", len(out), 6)
+
+    async def start(self, project_id: str, workspace_id: str, *, recreate: bool = False) -> None:
+        await trio.lowlevel.checkpoint()
+        self.started.append((project_id, workspace_id, recreate))
+
+    async def stop(self, project_id: str, workspace_id: str) -> None:
+        await trio.lowlevel.checkpoint()
+        self.stopped.append((project_id, workspace_id))
+
+    async def logs(self, project_id: str, workspace_id: str, *, tail: int) -> bytes:
+        await trio.lowlevel.checkpoint()
+        return b"line\n" * tail
 
 
 async def _projects(path: Path, config: Config, world: World, nursery: trio.Nursery) -> Projects:

@@ -40,7 +40,9 @@ class FakeDaemon:
     def answer(self, tool: str, arguments: Json) -> Json:
         action = arguments.get("action")
         name = f"{tool}.{action}" if action else tool
-        self.calls.append((name, {key: value for key, value in arguments.items() if key != "action"}))
+        self.calls.append(
+            (name, {key: value for key, value in arguments.items() if key not in {"action", "max_chars"}})
+        )
         if name not in self.tools:
             raise Refusal(400, "unknown_action", f"the test has no {name}")
         return self.tools[name](arguments)

@@ -148,9 +148,7 @@ def request_body(
 def lay_out(tx: Tx, settings: Mapping[str, Any] | None = None) -> None:
     """A project with a container ``c1`` and a session in it that is in its first turn."""
     by = {"kind": "token", "id": "tok_1", "name": "laptop"}
-    projects.insert(
-        tx, ProjectRow("p1", "shop", PlaceState.READY, AT, AT, by, "w1", settings=dict(settings or {}))
-    )
+    projects.insert(tx, ProjectRow("p1", "shop", PlaceState.READY, AT, AT, by, "w1", settings=dict(settings or {})))
     workspaces.insert(tx, WorkspaceRow("w1", "p1", True, PlaceState.READY, AT))
     containers.insert(tx, ContainerRow("c1", "p1", "w1", "fake", 1, CAPABILITY, ContainerState.READY, AT))
     add_session(tx, "gogol_1", "ses_1")

@@ -168,7 +168,6 @@ async def test_a_token_for_another_host_is_not_offered(fake_git: Path, target: P
     remote = check_remote("https://gitlab.com/o/r", LOCAL)
     await clone_with(fake_git, remote, target, credential=GitCredential("github.com", TOKEN))
     assert "helper=!" not in (fake_git / "argv").read_text()
-    remote = check_remote("ssh://git@github.com/o/r", Git(allow_local=True, allow_private_hosts=True))
 
 
 async def test_a_token_is_cut_out_of_what_git_says(fake_git: Path, target: Path) -> None:
@@ -181,6 +180,14 @@ async def test_a_token_is_cut_out_of_what_git_says(fake_git: Path, target: Path)
     assert "\x1b" not in caught.value.message
 
 
+def alive(pid: int) -> bool:
+    """A zombie that nobody has waited for does not count."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
 async def test_a_clone_that_takes_too_long_is_ended_with_all_its_processes(fake_git: Path, target: Path) -> None:
     (fake_git / "body").write_text(f"sleep 600 &\necho $! > {fake_git}/pid\nwait\n")
     remote = check_remote("https://github.com/o/r", LOCAL)
@@ -188,9 +195,7 @@ async def test_a_clone_that_takes_too_long_is_ended_with_all_its_processes(fake_
         await clone_with(fake_git, remote, target, timeout_seconds=1)
     assert caught.value.code == "timed_out"
     pid = int((fake_git / "pid").read_text())
-    with trio.fail_after(5):
-        while Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text().split()[2]:
-            await trio.sleep(0.01)
+    assert not alive(pid)
 
 
 async def test_a_clone_that_grows_too_large_is_ended_while_it_runs(

@@ -84,7 +84,7 @@ def descriptors() -> int:
 def _no_descriptor_is_left() -> object:
     before = descriptors()
     yield
-    assert descriptors() == before
+    assert descriptors() <= before  # fewer: what earlier tests left to the garbage collector
 
 
 # --- reading

@@ -65,8 +65,8 @@ async def test_a_snapshot_leaves_the_workspaces_own_repository_alone(work: Path,
     before = git(work, "status", "--porcelain"), git(work, "rev-parse", "HEAD")
     index = (work / ".git" / "index").stat()
     await snapshots.snapshot(str(work))
-    assert (git(work, "status", "--porcelain"), git(work, "rev-parse", "HEAD")) == before
     assert (work / ".git" / "index").stat().st_mtime_ns == index.st_mtime_ns
+    assert (git(work, "status", "--porcelain"), git(work, "rev-parse", "HEAD")) == before
 
 
 async def test_ignored_files_are_left_out(work: Path, snapshots: Snapshots) -> None:
@@ -89,11 +89,11 @@ async def test_hostile_configuration_in_the_tree_runs_nothing(work: Path, snapsh
     with (work / ".git" / "config").open("a") as config:
         config.write(f'[core]\n\tfsmonitor = {script}\n\thooksPath = {tmp_path}\n[filter "evil"]\n\tclean = {script}\n')
         config.write(f'\tsmudge = {script}\n[diff "evil"]\n\ttextconv = {script}\n\tcommand = {script}\n')
-    (work / "a.txt").write_text("changed\n")
+    (work / "a.txt").write_text("one\nchanged\n")
     after = await snapshots.snapshot(str(work))
     changes = await snapshots.changes(before, after)
-    assert "a.txt" in {one["path"] for one in changes.files}
-    await snapshots.patch(before, after, 10_000)
+    assert {"path": "a.txt", "change": "modified", "added": 1, "removed": 1} in changes.files
+    assert "+changed" in (await snapshots.patch(before, after, 10_000)).text
     assert not trap.exists()
 
 
@@ -169,7 +169,7 @@ def answering(**fields: Any) -> Exec:
         given = {"exit_code": 0, "stdout": b"", "stderr": b"", "stdout_bytes": 0, "stderr_bytes": 0, **fields}
         return ExecResult(**given)
 
-    return run  # type: ignore[return-value]
+    return run
 
 
 A, B = "a" * 40, "b" * 40

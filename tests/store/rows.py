@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from oubliette.core.model import (
     Autonomy,
     EventType,
+    ModelUsage,
     NewEvent,
     PlaceState,
     ProjectRow,
@@ -18,7 +20,7 @@ from oubliette.core.model import (
     TurnStatus,
     WorkspaceRow,
 )
-from oubliette.store import projects, sessions, workspaces
+from oubliette.store import model_requests, projects, sessions, workspaces
 from oubliette.store.database import Tx
 
 AT = datetime(2026, 11, 22, 8, 15, 30, 123456, tzinfo=UTC)
@@ -97,3 +99,19 @@ def place(tx: Tx) -> None:
 def place_with_session(tx: Tx) -> None:
     place(tx)
     sessions.insert(tx, session())
+
+
+def spend(tx: Tx, session_id: str, turn_number: int | None, microusd: int, minutes: int = 0, **more: object) -> None:
+    usage = ModelUsage(1, 100, 10, 1, 50, 5, microusd)
+    model_requests.insert(
+        tx,
+        session_id=session_id,
+        root_id="a",
+        project_id=PROJECT,
+        turn=turn_number,
+        ts=AT + timedelta(minutes=minutes),
+        alias="opus",
+        model="claude",
+        provider="anthropic",
+        usage=replace(usage, **more),  # type: ignore[arg-type]
+    )

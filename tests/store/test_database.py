@@ -161,6 +161,45 @@ async def test_nothing_of_the_task_happens_between_commit_and_return(store: Stor
     assert not scope.cancelled_caught
 
 
+class CancelAtStep(trio.abc.Instrument):
+    """Cancels ``scope`` when ``task`` takes its n-th step."""
+
+    def __init__(self, step: int) -> None:
+        self.step, self.steps = step, 0
+        self.task: trio.lowlevel.Task | None = None
+        self.scope = trio.CancelScope()
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        if task is self.task:
+            self.steps += 1
+            if self.steps == self.step:
+                self.scope.cancel()
+
+
+async def test_a_write_cancelled_at_any_step_is_whole_and_known_to_its_caller(store: Store) -> None:
+    for step in range(1, 10):
+        instrument = CancelAtStep(step)
+        told: list[str] = []
+
+        async def target(instrument: CancelAtStep = instrument, told: list[str] = told, step: int = step) -> None:
+            instrument.task = trio.lowlevel.current_task()
+            with instrument.scope:
+                trio.lowlevel.add_instrument(instrument)
+                try:
+                    await store.write(partial(put, name=str(step)))
+                    told.append("written")
+                finally:
+                    trio.lowlevel.remove_instrument(instrument)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(target)
+        assert (str(step) in await store.read(names)) is bool(told)
+        assert not store._db.in_transaction
+        if instrument.steps < step:
+            return
+    raise AssertionError("the sweep never came to its end")
+
+
 async def test_events_are_published_in_commit_order_before_their_caller_goes_on(tmp_path: Path) -> None:
     seen: list[int] = []
     wrong: list[int] = []

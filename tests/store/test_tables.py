@@ -34,7 +34,19 @@ from oubliette.store import (
     workspaces,
 )
 from oubliette.store.database import Store, Tx
-from tests.store.rows import AT, BY, PROJECT, WORKSPACE, place, place_with_session, project, session, turn, workspace
+from tests.store.rows import (
+    AT,
+    BY,
+    PROJECT,
+    WORKSPACE,
+    place,
+    place_with_session,
+    project,
+    session,
+    spend,
+    turn,
+    workspace,
+)
 
 MINUTE = timedelta(minutes=1)
 
@@ -487,22 +499,6 @@ async def test_requests_become_due_in_order(store: Store) -> None:
 
 
 # --- the meter, keys, audit, execs
-
-
-def spend(tx: Tx, session_id: str, turn_number: int | None, microusd: int, minutes: int = 0, **more: object) -> None:
-    usage = ModelUsage(1, 100, 10, 1, 50, 5, microusd)
-    model_requests.insert(
-        tx,
-        session_id=session_id,
-        root_id="a",
-        project_id=PROJECT,
-        turn=turn_number,
-        ts=AT + minutes * MINUTE,
-        alias="opus",
-        model="claude",
-        provider="anthropic",
-        usage=replace(usage, **more),  # type: ignore[arg-type]
-    )
 
 
 async def test_what_was_spent_is_summed_by_turn_session_tree_and_project(store: Store) -> None:

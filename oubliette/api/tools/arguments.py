@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from oubliette.api.tools.fields import Args, Doc, Only, check_json, check_number, invalid, shown
+from oubliette.api.tools.fields import Args, Doc, Only, Spellings, check_json, check_number, invalid, shown
 from oubliette.core import limits
 from oubliette.errors import RequestError
 
@@ -45,6 +45,7 @@ class FieldSpec:
     nullable: bool
     doc: str
     only: Literal["admin", "tokens", "agents"] | None
+    spellings: Mapping[str, str]
 
 
 @lru_cache(maxsize=256)
@@ -69,7 +70,8 @@ def _spec(name: str, info: FieldInfo) -> FieldSpec:
     doc = next((m.text for m in info.metadata if isinstance(m, Doc)), "")
     only = next((m.who for m in info.metadata if isinstance(m, Only)), None)
     nullable = type(None) in get_args(info.annotation)
-    return FieldSpec(name, tuple(kinds), item, choices, info.is_required(), nullable, doc, only)
+    spellings = next((m.meanings for m in info.metadata if isinstance(m, Spellings)), {})
+    return FieldSpec(name, tuple(kinds), item, choices, info.is_required(), nullable, doc, only, spellings)
 
 
 def _alternatives(annotation: Any) -> list[Any]:
@@ -166,6 +168,8 @@ def _converted(spec: FieldSpec, value: Any) -> Any:
                     f"must hold {_plural(spec.item)}; item {position + 1} is {_called(part)}",
                     hint=_hint(spec),
                 )
+    if kind == "string" and spec.spellings:
+        value = spec.spellings.get(value, value)
     if kind == "string" and spec.choices and value not in spec.choices:
         raise invalid(spec.name, f"must be one of {', '.join(spec.choices)}, not {shown(value)}")
     return value

@@ -31,6 +31,13 @@ class Doc:
 
 
 @dataclass(frozen=True, slots=True)
+class Spellings:
+    """Values that are understood and not listed, and what they mean."""
+
+    meanings: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
 class Only:
     """Who may use a property: ``admin`` principals, ``tokens`` (everybody but agents), or ``agents``."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import trio
 
@@ -11,11 +11,25 @@ from oubliette.api.tools.registry import Call
 from oubliette.core.limits import MAX_WAIT_SECONDS, MAX_WAIT_WITH_PROGRESS_SECONDS, PROGRESS_SECONDS
 
 T = TypeVar("T")
+FIRST_LOOK_SECONDS: Final = 0.02
+LAST_LOOK_SECONDS: Final = 0.5
 
 
 def patience(call: Call, asked_seconds: float) -> float:
     """How long this call may wait: clients without progress give up sooner, and a time-out is a result."""
     return min(asked_seconds, MAX_WAIT_SECONDS if call.progress is None else MAX_WAIT_WITH_PROGRESS_SECONDS)
+
+
+async def until(look: Callable[[], Awaitable[T]], good: Callable[[T], bool], seconds: float) -> T:
+    """Look at something that changes behind the store until it is good, at most so long; returns the last look."""
+    pause = FIRST_LOOK_SECONDS
+    found = await look()
+    with trio.move_on_after(seconds):
+        while not good(found):
+            await trio.sleep(pause)
+            pause = min(pause * 1.5, LAST_LOOK_SECONDS)
+            found = await look()
+    return found
 
 
 async def with_progress(call: Call, total_seconds: float, what: str, work: Callable[[], Awaitable[T]]) -> T:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import partial
 from typing import Annotated, Any, ClassVar, Final, Literal
 
-import trio
 from pydantic import Field
 
 from oubliette.api.tools import project_prose as prose
@@ -26,7 +25,7 @@ from oubliette.api.tools.fields import (
     WriteArgs,
 )
 from oubliette.api.tools.gate import Target
-from oubliette.api.tools.progress import patience, with_progress
+from oubliette.api.tools.progress import patience, until, with_progress
 from oubliette.api.tools.project_options import options
 from oubliette.api.tools.registry import Action, Call, Tool
 from oubliette.core.limits import DEFAULT_PAGE, WORK_WAIT_SECONDS
@@ -41,7 +40,6 @@ ProjectId = Annotated[Id | None, Doc("default: the token's own project"), Only("
 WaitForWork = Annotated[WaitSeconds, Doc(f"how long to wait for the work behind it [{WORK_WAIT_SECONDS}]")]
 
 _BUSY: Final = ("preparing", "cloning")
-_LOOK_SECONDS: Final = 0.1
 _DETAILS: Final = frozenset({"permissions", "mcp_servers", "usage_today", "created_by"})
 """Shown with ``detail: full``."""
 _ITEM: Final = (
@@ -140,18 +138,15 @@ async def create(call: Call, args: Create) -> Json:
 
 async def wait_until_made(call: Call, args: Create, data: Json) -> Json:
     """A clone goes on behind the answer; a short one is waited for."""
-
-    async def look() -> Json:
-        with trio.move_on_after(seconds):
-            while True:
-                row = await call.shared.services.store.read(partial(projects.get, project_id=data["project_id"]))
-                if row is None or row.state not in _BUSY:
-                    break
-                await trio.sleep(_LOOK_SECONDS)
-        return await _view(call, data["project_id"], args.detail)
-
     seconds = patience(call, args.wait_seconds)
-    return await with_progress(call, seconds, "preparing the project", look)
+    look = partial(_row, call, data["project_id"])
+    await with_progress(
+        call,
+        seconds,
+        "preparing the project",
+        partial(until, look, lambda row: not row or row.state not in _BUSY, seconds),
+    )
+    return await _view(call, data["project_id"], args.detail)
 
 
 async def get(call: Call, args: Get) -> Json:
@@ -194,20 +189,21 @@ async def delete(call: Call, args: Delete) -> Json:
 
 async def wait_until_gone(call: Call, args: Delete, data: Json) -> Json:
     """Ending sessions and removing containers goes on behind the answer."""
-
-    async def look() -> Json:
-        with trio.move_on_after(seconds):
-            while True:
-                row = await call.shared.services.store.read(partial(projects.get, project_id=data["project_id"]))
-                if row is None:
-                    return {**data, "deleted": True}
-                if row.state == "failed":
-                    return {**data, "state": "failed", **({"error": row.error} if row.error else {})}
-                await trio.sleep(_LOOK_SECONDS)
-        return data
-
     seconds = patience(call, args.wait_seconds)
-    return await with_progress(call, seconds, "deleting the project", look)
+    look = partial(_row, call, data["project_id"])
+    row = await with_progress(
+        call,
+        seconds,
+        "deleting the project",
+        partial(until, look, lambda row: not row or row.state == "failed", seconds),
+    )
+    if row is None:
+        return {**data, "deleted": True}
+    return {**data, "state": str(row.state), **({"error": row.error} if row.error else {})}
+
+
+async def _row(call: Call, project_id: str) -> ProjectRow | None:
+    return await call.shared.services.store.read(partial(projects.get, project_id=project_id))
 
 
 async def _view(call: Call, project_id: str, detail: str) -> Json:

@@ -96,6 +96,15 @@ def container(data: Json) -> str:
     )
 
 
+def container_list(data: Json) -> str:
+    rows = [
+        f"{one.get('container_id')}  {one.get('state')}  project {one.get('project_id')}"
+        + (f"  workspace {one['workspace_id']}" if one.get("workspace_id") else "")
+        for one in data["containers"]
+    ]
+    return lines(f"Containers: {len(rows)}", *rows)
+
+
 def executed(data: Json) -> str:
     cut = [name for name in ("stdout", "stderr") if data.get(f"{name}_truncated")]
     return lines(

@@ -115,13 +115,18 @@ def session(data: Json) -> str:
 
 
 def session_list(data: Json) -> str:
-    rows = [
-        f"{one['session_id']}  {status_words(one)}  turn {one.get('turn', 0)}"
-        + (f"  {one['outcome']}" if "outcome" in one else "")
-        + (f"  waits for {one['pending']} answers" if one.get("pending") else "")
-        + f"  project {one.get('project_id')}  {safe_line(one.get('title', ''), 80)}"
-        for one in data["sessions"]
-    ]
+    rows = []
+    for one in data["sessions"]:
+        outcome = (one.get("last_turn") or {}).get("outcome")
+        facts = [
+            str(one["session_id"]),
+            status_words(one),
+            f"turn {one.get('turn', 0)}" + (f" {outcome}" if outcome else ""),
+            f"{len(one['pending'])} asks pending" if one.get("pending") else "",
+            f"project {one.get('project_id')}",
+            safe_line(str(one.get("title", "")), 80),
+        ]
+        rows.append("  ".join(part for part in facts if part))
     return lines(f"Sessions: {len(rows)}", *rows, fact("Next cursor", data.get("next_cursor")))
 
 

@@ -164,12 +164,13 @@ class Registry:
         started = time.monotonic()
         key = "unknown"
         try:
-            action, args = self._parse(call.principal, tool_name, raw)
+            given = arguments.as_arguments(raw)
+            action = self._meant(call.principal, tool_name, given)
             key = action.key
-            outcome = await self._run(call, action, args)
+            outcome = await self._run(call, action, self._arguments(call.principal, action, given))
         except RequestError as error:
             outcome = failure(error, call.request_id)
-            if error.code == "permission_denied" and key != "unknown":
+            if error.code == "permission_denied":
                 call.shared.audit(call.principal, key, None, error.code, call.request_id)
         except Exception as error:  # the handler boundary: nothing a handler does ends the daemon
             log.exception("call failed", action=key, request_id=call.request_id)
@@ -188,21 +189,42 @@ class Registry:
         )
         return outcome
 
-    def _parse(self, principal: Principal, tool_name: str, raw: object) -> tuple[Action, Args]:
+    def _meant(self, principal: Principal, tool_name: str, given: dict[str, Any]) -> Action:
+        """Which action is meant; takes ``action`` out of ``given``."""
         tool = self._tools.get(tool_name)
-        reads_only = tool is None and tool_name.endswith(READ_SUFFIX)
-        if reads_only:
+        actions = list(tool.actions) if tool is not None else []
+        if tool is None and tool_name.endswith(READ_SUFFIX):
             tool = self._tools.get(tool_name.removesuffix(READ_SUFFIX))
-        actions = [a for a in tool.actions if access.may_ever(principal, a.key)] if tool else []
-        if reads_only:
-            actions = [action for action in actions if not action.writes]
-        if tool is None or not actions:
+            actions = [action for action in tool.actions if not action.writes] if tool is not None else []
+        if tool is None:
             names = ", ".join(schema.name for schema in self.tools(principal))
             raise RequestError(
                 "unknown_action", f"There is no tool {shown(tool_name)}.", hint=f"Tools: {names}." if names else ""
             )
-        given = arguments.as_arguments(raw)
-        action = _meant(tool, actions, given)
+        if not actions[0].name:
+            return actions[0]
+        names = ", ".join(a.name for a in actions if access.may_ever(principal, a.key)) or "none for this token"
+        named = given.pop("action", None)
+        if named is None:
+            named = next((name for argument, name in tool.implied.items() if argument in given), None)
+        if named is None:
+            raise invalid("action", f"is needed: one of {names}")
+        if not isinstance(named, str):
+            raise invalid("action", f"must be a string: one of {names}")
+        found = next((action for action in actions if action.name == named), None)
+        if found is None:
+            raise RequestError(
+                "unknown_action",
+                f"{tool.name} has no action {shown(named)}.",
+                field="action",
+                hint=f"Actions: {names}.",
+            )
+        return found
+
+    def _arguments(self, principal: Principal, action: Action, given: dict[str, Any]) -> Args:
+        """What the caller may say to this action, checked and converted."""
+        if not access.may_ever(principal, action.key):
+            access.check(principal, action.key, None)
         for old, new in _ARGUMENT_SPELLINGS.items():
             if old in given and old not in action.args.model_fields and new in action.args.model_fields:
                 value = given.pop(old)
@@ -217,7 +239,7 @@ class Registry:
                     field=name,
                     hint="It needs an admin token." if only == "admin" else "",
                 )
-        return action, arguments.parse(tool.name, action.name, action.args, given)
+        return arguments.parse(action.tool, action.name, action.args, given)
 
     async def _run(self, call: Call, action: Action, args: Args) -> Outcome:
         place = await locate(call.shared.services, call.principal, action.key, action.target, args)
@@ -254,26 +276,6 @@ class Registry:
                 data = await action.run(call, args.model_copy(update={action.page: items}))
                 size = len(reply.compact(data))
         return reply.fit(data, args.max_chars)
-
-
-def _meant(tool: Tool, actions: Sequence[Action], given: dict[str, Any]) -> Action:
-    """Which action is meant; takes ``action`` out of ``given``."""
-    if not actions[0].name:
-        return actions[0]
-    names = ", ".join(action.name for action in actions)
-    named = given.pop("action", None)
-    if named is None:
-        named = next((name for argument, name in tool.implied.items() if argument in given), None)
-    if named is None:
-        raise invalid("action", f"is needed: one of {names}")
-    if not isinstance(named, str):
-        raise invalid("action", f"must be a string: one of {names}")
-    action = next((action for action in actions if action.name == named), None)
-    if action is None:
-        raise RequestError(
-            "unknown_action", f"{tool.name} has no action {shown(named)}.", field="action", hint=f"Actions: {names}."
-        )
-    return action
 
 
 def _deduplicated(data: Json) -> Json:

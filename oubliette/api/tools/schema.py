@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Union, get_args, get_orig
 from pydantic import BaseModel
 
 from oubliette.api.tools.arguments import FieldSpec, field_specs
+from oubliette.api.tools.fields import Args, WriteArgs
 from oubliette.core.model import Json, Principal
 
 if TYPE_CHECKING:
@@ -25,6 +26,10 @@ _ERROR: Final[Json] = {
     "type": "object",
     "properties": {"code": {"type": "string"}, "message": {"type": "string"}, "hint": {"type": "string"}},
 }
+
+
+_LAST: Final = frozenset({*Args.model_fields, *WriteArgs.model_fields})
+"""What every action takes comes after what makes it this action."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +71,11 @@ def input_schema(actions: Sequence[Action], principal: Principal) -> Json:
                 if (known.kinds, known.item) != (spec.kinds, spec.item):
                     raise TypeError(f"{action.key} gives {spec.name} another type than the actions before it")
                 users.setdefault(spec.name, []).append(action.name + ("*" if spec.needed else ""))
-    for name, spec in specs.items():
-        properties[name] = _property(spec, _who(users[name], actions))
+    for name in sorted(specs, key=lambda name: name in _LAST):
+        properties[name] = _property(specs[name], _who(users[name], actions))
     schema: Json = {"type": "object", "properties": properties}
     if "action" in properties:
         schema["required"] = ["action"]
-    schema["additionalProperties"] = False
     return schema
 
 

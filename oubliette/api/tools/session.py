@@ -22,6 +22,7 @@ from oubliette.api.tools.fields import (
     Message,
     Only,
     PageSize,
+    Spellings,
     SystemText,
     WaitSeconds,
     WriteArgs,
@@ -35,9 +36,7 @@ from oubliette.core.shapes import EventsResult, Resolution, Session, SessionList
 from oubliette.session.requests import MessageArgs, SpawnArgs, TurnArgs
 
 ProjectId = Annotated[Id | None, Doc("default: the token's own project"), Only("tokens")]
-Status = Literal[
-    "open", "active", "starting", "running", "waiting", "paused", "idle", "completed", "failed", "cancelled"
-]
+Status = Literal["open", "starting", "running", "waiting", "paused", "idle", "completed", "failed", "cancelled"]
 
 
 class TurnFields(WriteArgs):
@@ -81,7 +80,7 @@ class Wait(Args):
     session_ids: Annotated[Ids | None, Doc("which to wait for")] = None
     session_id: Annotated[Id | None, Doc("which session")] = None
     any: Annotated[bool, Doc("until one of them is settled")] = False
-    wait_seconds: Annotated[WaitSeconds, Doc("longest wait [40]; a time-out is a result")] = WAIT_SECONDS
+    wait_seconds: Annotated[WaitSeconds, Doc("longest wait [wait 40, events 0]; a time-out is a result")] = WAIT_SECONDS
 
 
 class Get(Args):
@@ -91,7 +90,7 @@ class Get(Args):
 class List(Args):
     project_id: ProjectId = None
     workspace_id: Annotated[Id | None, Doc("only of this one")] = None
-    status: Annotated[Status | None, Doc("open = all that are not ended")] = None
+    status: Annotated[Status | None, Doc("open = all that are not ended"), Spellings({"active": "open"})] = None
     root_id: Annotated[Id | None, Doc("only of this tree")] = None
     parent_id: Annotated[Id | None, Doc("only children of this one")] = None
     external_id: Annotated[ExternalId | None, Doc("yours")] = None

@@ -81,7 +81,7 @@ def _list(tx: Tx, call: Call, args: List) -> Json:
     else:
         status = None
         if args.status is not None:
-            status = "open" if args.status in ("open", "active") else [SessionStatus(args.status)]
+            status = "open" if args.status == "open" else [SessionStatus(args.status)]
         rows, following = sessions.list_page(
             tx,
             project_id=call.place.project_id,
@@ -103,7 +103,7 @@ def _list(tx: Tx, call: Call, args: List) -> Json:
 
 
 def _fits(row: SessionRow, args: List) -> bool:
-    right_status = args.status is None or row.status == args.status or (args.status in ("open", "active") and row.open)
+    right_status = args.status is None or row.status == args.status or (args.status == "open" and row.open)
     asked = (
         (args.workspace_id, row.workspace_id),
         (args.root_id, row.root_id),

@@ -1,5 +1,5 @@
 """All tools: a noun that is listed here exists at every door."""
 
-from oubliette.api.tools import project, session, token
+from oubliette.api.tools import container, project, session, token
 
-TOOLS = (project.TOOL, session.TOOL, token.TOOL)
+TOOLS = (project.TOOL, session.TOOL, container.TOOL, token.TOOL)

@@ -11,7 +11,7 @@ import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 from urllib.parse import urlsplit
 
 OLDEST_API = (1, 41)
@@ -52,7 +52,7 @@ class Engine:
         api = tuple(int(part) for part in str(version.get("ApiVersion", "0.0")).split("."))
         return "" if api >= OLDEST_API else f"{self.path}: Docker Engine {version.get('Version')} is older than 20.10"
 
-    def json(self, method: str, path: str, *, timeout: float = 30, body: BinaryIO | None = None) -> dict[str, Any]:
+    def json(self, method: str, path: str, *, timeout: float = 30, body: IO[bytes] | None = None) -> dict[str, Any]:
         """One call with a JSON answer. Raises EngineProblem."""
         with self._call(method, path, body, timeout) as answer:
             try:
@@ -62,7 +62,7 @@ class Engine:
         return dict(json.loads(text)) if text.strip() else {}
 
     def lines(
-        self, method: str, path: str, *, timeout: float, body: BinaryIO | None = None
+        self, method: str, path: str, *, timeout: float, body: IO[bytes] | None = None
     ) -> Iterator[dict[str, Any]]:
         """A call answered by JSON lines; a line with ``error`` raises EngineProblem."""
         with self._call(method, path, body, timeout) as answer:
@@ -79,7 +79,7 @@ class Engine:
                         raise EngineProblem(str(entry["error"]))
                     yield entry
 
-    def _call(self, method: str, path: str, body: BinaryIO | None, timeout: float) -> http.client.HTTPResponse:
+    def _call(self, method: str, path: str, body: IO[bytes] | None, timeout: float) -> http.client.HTTPResponse:
         connection = _UnixConnection(self.path, timeout)
         headers = {"Content-Type": "application/x-tar"} if body is not None else {}
         try:

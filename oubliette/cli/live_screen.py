@@ -45,7 +45,8 @@ class LiveScreen:
         self._previews[part] = self._previews.get(part, "") + text
 
     def settled(self, part: str) -> None:
-        self._previews.pop(part, None)
+        if self._previews.pop(part, None) is not None:
+            self._live.refresh()  # or the next line would be drawn above the old preview once more
 
     def close(self) -> None:
         self._previews.clear()

@@ -102,18 +102,17 @@ async def _listen(
 
 async def main() -> None:
     FOLDER.mkdir(exist_ok=True)
-    root = Path(tempfile.mkdtemp())
     toolkit = await ensure_toolkit(toolkit_root(), lambda _what, _done, _total: None)
     models = [ModelEntry("m", "openai-compatible", 40_000, 8_000, reasoning=True)]
-    async with open_fake_model() as model:
-        process = start(toolkit, root, model.port, models=models)
-        try:
-            async with open_rig(process, model, models) as rig:
-                for name, (text, act) in SCENES.items():
-                    await _record(rig, name, text, act)
-                    print(name)
-        finally:
-            process.kill()
+    with tempfile.TemporaryDirectory() as root:
+        async with open_fake_model() as model:
+            process = start(toolkit, Path(root), model.port, models=models)
+            try:
+                async with open_rig(process, model, models) as rig:
+                    for name, (text, act) in SCENES.items():
+                        await _record(rig, name, text, act)
+            finally:
+                process.kill()
 
 
 if __name__ == "__main__":

@@ -275,7 +275,7 @@ class Registry:
                 items = max(1, min(items - 1, items * args.max_chars // size))
                 data = await action.run(call, args.model_copy(update={action.page: items}))
                 size = len(reply.compact(data))
-        return reply.fit(data, args.max_chars)
+        return reply.fit(data, args.max_chars, whole_list=action.items)
 
 
 def _deduplicated(data: Json) -> Json:

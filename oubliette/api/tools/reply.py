@@ -29,8 +29,9 @@ def compact(value: Any) -> str:
     return text
 
 
-def fit(data: Json, max_characters: int) -> Json:
-    """The same object in at most so many characters of JSON. Long texts are cut first, then long lists."""
+def fit(data: Json, max_characters: int, *, whole_list: str = "") -> Json:
+    """The same object in at most so many characters of JSON (a little more when ids alone are longer). Long texts are
+    cut first, then long lists, but not the ``whole_list``: its items are what a cursor counts."""
     size = len(compact(data))
     if size <= max_characters:
         return data
@@ -47,9 +48,10 @@ def fit(data: Json, max_characters: int) -> Json:
         if len(text) > low:
             _cut(holder, name, text, low)
     while len(compact(data)) > max_characters:
-        holder, name = max(_lists(data), key=lambda found: len(compact(found[0][found[1]])), default=({}, ""))
-        if not name:
+        lists = [found for found in _lists(data) if found[1] != whole_list and len(found[0][found[1]]) > 1]
+        if not lists:
             break
+        holder, name = max(lists, key=lambda found: len(compact(found[0][found[1]])))
         full = len(holder[name])
         holder[name] = holder[name][: full // 2]
         holder[f"{name}_truncated"] = True

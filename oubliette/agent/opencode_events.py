@@ -150,6 +150,7 @@ class EventMapper:
         if message is None:
             if text_at(info, "parentID") not in turn.parents or not turn.room():
                 return []
+            turn.arrived = True
             message = turn.messages[id_] = TurnMessage(id_, summary=info.get("summary") is True)
         message.error = object_at(info, "error")
         message.complete = self._is_complete(info)

@@ -1,7 +1,9 @@
 """The one reader of an agent process's event stream, and what it does when something may have been missed.
 
-The stream has no memory: what happens while it is cut must be taken from the histories. Every durable has a stable
-source, so telling one twice is harmless; leaving one out is not.
+The stream has no memory: what happens while it is cut must be taken from the histories. Nor is it there at once:
+OpenCode says ``server.connected`` before it begins to listen to itself (up to 0.4 s before, seen on a busy machine),
+and what happens between is lost too. So a connection counts from its second event on, and one is provoked when a turn
+waits. Every durable has a stable source, so telling one twice is harmless; leaving one out is not.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ HEAD_SECONDS = 5.0
 SILENCE_SECONDS = 35.0
 """OpenCode sends a heartbeat every 10 s."""
 RETRY_SECONDS = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+PROVOKE_SECONDS = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
 SETTLE_SECONDS = (0.3, 0.5, 0.7, 1.0, 1.5, 2.0)
 """Pauses before each look at a turn that may be over; the last look decides."""
 WATCH_SECONDS = 15.0
@@ -45,6 +48,7 @@ class EventReader:
         self._feeds = feeds
         self._nursery = nursery
         self._connections = 0
+        self._live = False
 
     async def run(self, started: trio.Event) -> str:
         """Read until the stream is gone for good; says why. ``started`` is set when the first event is there."""
@@ -91,18 +95,35 @@ class EventReader:
         if kind == "server.connected":
             self._connected(started)
             return
-        feed = self._feeds.get(text_at(given, "sessionID"))
-        if feed is not None:
-            feed.hear(kind, given)
-            self.look(feed)
-
-    def _connected(self, started: trio.Event) -> None:
-        self._connections += 1
-        started.set()
-        if self._connections > 1:
+        if not self._live:
+            self._live = True
             for feed in self._feeds.running():
                 feed.hold()
                 self._nursery.start_soon(self._catch_up, feed)
+        session_feed = self._feeds.get(text_at(given, "sessionID"))
+        if session_feed is not None:
+            session_feed.hear(kind, given)
+            self.look(session_feed)
+
+    def _connected(self, started: trio.Event) -> None:
+        self._connections += 1
+        self._live = False
+        started.set()
+        waiting = self._feeds.running()
+        if waiting:
+            self._nursery.start_soon(self._provoke, waiting[0].directory)
+
+    async def _provoke(self, directory: str) -> None:
+        """Make OpenCode send anything: without a screen nobody sees a toast. Else there is a heartbeat in 10 s."""
+        try:
+            for pause in PROVOKE_SECONDS:
+                await trio.sleep(pause)
+                if self._live:
+                    return
+                toast = {"message": "connected", "variant": "info"}
+                await self._http.call("POST", "/tui/show-toast", query={"directory": directory}, body=toast)
+        except AgentError as error:
+            log.debug("no event provoked", error=str(error))
 
     # --- turns that may be over
 

@@ -10,9 +10,10 @@ from typing import Any, Final
 
 import trio
 from prometheus_client import CONTENT_TYPE_LATEST
-from quart import Response, request
+from quart import request
 from quart.wrappers.response import ResponseBody
 from quart_trio import QuartTrio
+from quart_trio.wrappers import TrioResponse as Response
 from werkzeug.exceptions import HTTPException
 
 from oubliette.api import errors

@@ -38,7 +38,7 @@ class Plan:
 
 
 def plan(instance: str, rows: Sequence[ContainerRow], found: Sequence[ContainerInfo]) -> Plan:
-    """``rows``: all of this runtime, newest generation first within a place; ``found``: all with our instance's label."""
+    """``rows``: all that were made with this runtime; ``found``: all containers with our instance's label."""
     result = Plan()
     by_name = {info.name: info for info in found}
     explained = set()

@@ -6,7 +6,7 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from oubliette.container.layout import Ground, Place, cache_dir, run_dir
@@ -64,6 +64,17 @@ def put_files(directory: Path, files: Mapping[str, bytes]) -> None:
 def forget(ground: Ground, container_id: str) -> None:
     """Delete the container's run directory; nothing of an agent is in it. Blocks. Quiet when it is not there."""
     shutil.rmtree(run_dir(ground.home, container_id), ignore_errors=True)
+
+
+def forget_others(ground: Ground, container_ids: Collection[str]) -> None:
+    """Delete the run directories of all other containers: a daemon may have ended between a row and its directory.
+    Blocks."""
+    kept = {run_dir(ground.home, container_id).name for container_id in container_ids}
+    folder = run_dir(ground.home, "any").parent
+    if folder.is_dir():
+        for entry in folder.iterdir():
+            if entry.name not in kept:
+                shutil.rmtree(entry, ignore_errors=True)
 
 
 def _make_owned(folder: Path, uid: int, gid: int) -> None:

@@ -29,7 +29,7 @@ from oubliette.container.layout import (
 )
 from oubliette.container.link import RelayLink
 from oubliette.container.ready import ReadyContainer
-from oubliette.core.model import ContainerRow, ContainerState, ProjectRow
+from oubliette.core.model import ContainerRow, ContainerState, PlaceState, ProjectRow
 from oubliette.errors import ContainerError, ContainerExited, OublietteError, RequestError
 from oubliette.runtime.base import ContainerInfo, ContainerSpec, Progress
 from oubliette.store import containers, projects, workspaces
@@ -58,7 +58,7 @@ class Life:
         woken = self._owner.row is not None and self._owner.row.state is ContainerState.HIBERNATED
         spec = await self._settle(project, workspace_ids)
         runtime, row = self._deps.runtime, self._row
-        self._deps.notify(row, "container_starting", {"generation": row.generation})
+        self._deps.notify(row, "container_starting", {"generation": row.generation, "adopted": spec is None})
         if spec is not None:
             image = await runtime.ensure_image(spec.image, self._report)
             self._owner.progress = None
@@ -95,11 +95,12 @@ class Life:
         place = self._owner.place
 
         def find(tx: Tx) -> tuple[ProjectRow | None, Sequence[str]]:
-            all_of_them = [one.workspace_id for one in workspaces.of_project(tx, place.project_id)]
-            return projects.get(tx, place.project_id), all_of_them
+            kept = [one for one in workspaces.of_project(tx, place.project_id) if one.state is not PlaceState.DELETING]
+            return projects.get(tx, place.project_id), [one.workspace_id for one in kept]
 
         project, workspace_ids = await self._deps.store.read(find)
-        if project is None or (place.workspace_id is not None and place.workspace_id not in workspace_ids):
+        gone = project is None or project.state is PlaceState.DELETING
+        if project is None or gone or (place.workspace_id is not None and place.workspace_id not in workspace_ids):
             raise RequestError("not_found", "The workspace of this container is gone.")
         return project, workspace_ids if place.workspace_id is None else [place.workspace_id]
 
@@ -224,6 +225,8 @@ class Life:
             used = owner.leases > 0 or owner.ready is None
             left = math.inf if used else owner.idle_since + seconds - trio.current_time()
             if left <= 0:
+                # No checkpoint since the last look: who comes from now on waits for the next life.
+                owner.ready = None
                 return
             with trio.move_on_after(left):
                 await owner.leases_changed.wait()

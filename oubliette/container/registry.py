@@ -1,4 +1,4 @@
-"""All containers of the daemon: finds or makes the owner of a place, and adopts what a daemon before has left running."""
+"""All containers of the daemon: finds or makes the owner of a place, and adopts what a daemon before has left."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import trio
 
 from oubliette import clock
 from oubliette.config import Config
-from oubliette.container import adoption, view
+from oubliette.container import adoption, directories, view
 from oubliette.container.deps import ContainerCode, Notify, OwnerDeps, Tuning
 from oubliette.container.layout import Ground, Place, container_name, id_inside, is_isolated
-from oubliette.container.owner import Owner
+from oubliette.container.owner import OrderKind, Owner
 from oubliette.container.ready import AgentLauncher, Listen, ReadyContainer
 from oubliette.core.model import ContainerRow, ContainerState, Json
 from oubliette.errors import ContainerError, ContainerExited, OublietteError, RequestError
@@ -27,6 +27,7 @@ from oubliette.store.database import Store
 
 log = structlog.get_logger(__name__)
 
+_CONTAINER_LABEL = f"{LABEL_PREFIX}container"
 ADOPT_SECONDS = 20.0
 """For asking the engine what there is, at start; then the daemon goes on without."""
 
@@ -97,6 +98,8 @@ class Containers:
             log.warning("a container with our label belongs to no row of ours; it is kept", name=name)
         if plan.stale:
             self._running().start_soon(self._remove_stale, plan.stale)
+        known = {row.container_id for row in rows} | {info.labels.get(_CONTAINER_LABEL, "") for info in found}
+        await trio.to_thread.run_sync(directories.forget_others, self._deps.ground, known)
 
     def observe(self, callback: Notify) -> None:
         """Be told of every change, after its row is written: ``callback(row, code, data)``. It must not block."""
@@ -233,22 +236,29 @@ class Containers:
             self._owner(Place(row.project_id, row.workspace_id), row).want()
         elif fate == "stop":
             owner = self._owner(Place(row.project_id, row.workspace_id), row)
-            self._running().start_soon(self._stop_again, owner)
+            kind: OrderKind = "hibernate" if row.state is ContainerState.HIBERNATED else "stop"
+            self._running().start_soon(self._stop_again, owner, kind)
         elif fate == "lost":
-            ended = [info for info in found if info.labels.get(f"{LABEL_PREFIX}container") == row.container_id]
+            ended = [info for info in found if info.labels.get(_CONTAINER_LABEL) == row.container_id]
             code = ended[0].exit_code if ended else None
             how = "it is gone" if not ended else "it ended" if code is None else f"it ended with code {code}"
             error = ContainerExited(f"container {row.container_id}: {how} while the daemon was not running")
             await self._lost(row, error)
 
     async def _lost(self, row: ContainerRow, error: ContainerExited) -> None:
-        changes = {"state": ContainerState.LOST, "since": self._deps.now(), "error": error.as_json()}
-        await self._deps.store.write(partial(containers.update, container_id=row.container_id, **changes))
+        unit = partial(
+            containers.update,
+            container_id=row.container_id,
+            state=ContainerState.LOST,
+            since=self._deps.now(),
+            error=error.as_json(),
+        )
+        await self._deps.store.write(unit)
         self._notify(row, "container_lost", {"message": str(error)})
 
-    async def _stop_again(self, owner: Owner) -> None:
+    async def _stop_again(self, owner: Owner, kind: OrderKind) -> None:
         try:
-            await owner.obey("stop")
+            await owner.obey(kind)
         except OublietteError as error:
             log.warning("a container that should not run was not stopped", place=owner.place.key, error=str(error))
 

@@ -60,5 +60,5 @@ def _limits(spec: Json) -> Json | None:
 
 
 def _agent(row: ContainerRow, *, ready: bool) -> Json:
-    known = {name: row.agent[name] for name in ("version", "restarts") if name in row.agent}
+    known: Json = {name: row.agent[name] for name in ("version", "restarts") if name in row.agent}
     return {**known, "state": "ready" if ready else "starting"}

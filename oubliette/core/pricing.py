@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from importlib import resources
 from typing import Any
 
@@ -149,6 +149,7 @@ def _catalogue() -> Mapping[str, ModelFacts]:
     }
 
 
+@lru_cache(maxsize=256)
 def facts_for(model_name: str) -> ModelFacts:
     """What is known of the model: the entry with the longest name that ``model_name`` begins with.
 

@@ -56,10 +56,9 @@ class Gateway:
         *,
         scripted: Scripted | None = None,
         tls: ssl.SSLContext | None = None,
-        proxy: str | None = None,
     ) -> None:
         self._meter = meter
-        self._server = Server(meter, Upstreams(tls=tls, proxy=proxy), scripted or Scripted())
+        self._server = Server(meter, Upstreams(tls=tls), scripted or Scripted())
         self._places: dict[str, _Place] = {}
         self._running: dict[str, set[Running]] = {}
         self._cut_at: OrderedDict[str, int] = OrderedDict()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import aclosing
 from dataclasses import dataclass, field
 
 import structlog
@@ -163,10 +162,9 @@ class Server:
             running.reader = route.usage(streaming=streamed)
             key_filter = SecretFilter(model.api_key)
             await exchange.start(200, downstream_headers(answer.headers))
-            async with aclosing(answer.pieces()) as pieces:
-                async for piece in pieces:
-                    await exchange.send(key_filter.feed(piece))
-                    running.reader.feed(piece)
+            while piece := await answer.receive():
+                await exchange.send(key_filter.feed(piece))
+                running.reader.feed(piece)
             await exchange.send(key_filter.finish())
             await exchange.finish()
             if key_filter.found:

@@ -42,7 +42,7 @@ async def end_sandbox(box: Box, grace_seconds: float) -> None:
     with trio.move_on_after(SHIM_SECONDS):
         while await trio.to_thread.run_sync(box.shim_lives):  # noqa: ASYNC110  (it is another process)
             await trio.sleep(POLL_SECONDS)
-    await trio.to_thread.run_sync(_clean_up, box)
+    await _clean_up(box)
 
 
 async def _begun(box: Box) -> Run | None:
@@ -80,28 +80,34 @@ async def _listens(init: ProcessId, descriptor: int) -> bool:
     return False
 
 
-def _clean_up(box: Box) -> None:
+async def _clean_up(box: Box) -> None:
     """What the shim does at the end, if it was killed before it could."""
-    run = box.run()
+    run = await trio.to_thread.run_sync(box.run)
     if run is None:
         return
-    for name in ("shim", "monitor", "pasta"):
-        helper = run.helpers.get(name)
-        if helper is not None:
-            # A sandbox of which the shim did not live to note the first process goes on without its monitor.
-            inside = linux.children(helper.pid) if name == "monitor" and run.helper_runs(name) else []
-            for pid in inside:
-                _kill(ProcessId(pid, 0), lambda: True)
-            _kill(helper, partial(run.helper_runs, name))
-    box.note_end(None)
-    cgroup.remove_groups([*run.groups])
+    descriptors = await trio.to_thread.run_sync(_open_helpers, run)
+    try:
+        for descriptor in descriptors:
+            _signal(descriptor, signal.SIGKILL)
+        with trio.move_on_after(GONE_SECONDS):
+            for descriptor in descriptors:
+                await trio.lowlevel.wait_readable(descriptor)
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
+    await trio.to_thread.run_sync(box.note_end, None)
+    await trio.to_thread.run_sync(cgroup.remove_groups, [*run.groups])
 
 
-def _kill(identity: ProcessId, is_it: Callable[[], bool]) -> None:
-    descriptor = _open(identity, is_it)
-    if descriptor is not None:
-        _signal(descriptor, signal.SIGKILL)
-        os.close(descriptor)
+def _open_helpers(run: Run) -> list[int]:
+    """Descriptors of those helpers that still run, and of what runs below the monitor: a sandbox of which the shim did
+    not live to note the first process would go on without it."""
+    found: list[int | None] = []
+    for name, helper in run.helpers.items():
+        if name == "monitor" and run.helper_runs(name):
+            found += [_open(ProcessId(pid, 0), lambda: True) for pid in linux.children(helper.pid)]
+        found.append(_open(helper, partial(run.helper_runs, name)))
+    return [descriptor for descriptor in found if descriptor is not None]
 
 
 def _open(identity: ProcessId, is_it: Callable[[], bool]) -> int | None:

@@ -86,28 +86,30 @@ class Docker:
         mounts = with_protection(spec.mounts, spec.protected_paths)
         body = create_body(spec, mounts, image, able)
         for _ in range(CREATE_ATTEMPTS):
-            try:
-                answer = await self._api.settle(
-                    "POST",
-                    "/containers/create",
-                    what=what,
-                    params={"name": spec.name},
-                    body=body,
-                    seconds=CREATE_SECONDS,
-                )
-                return str(answer["Id"])
-            except EngineRefused as refused:
-                if refused.status == 409:
-                    existing = await self._existing(spec, what)
-                    if existing is not None:
-                        return existing
-                elif "storage-opt" in refused.message and body["HostConfig"].pop("StorageOpt", None):
-                    continue  # a driver without quotas here; `enforced` then does not say disk
-                elif refused.status == 404 and "network" in refused.message.lower() and spec.network == "bridge":
-                    await self._ensure_network(spec.network_name, spec.labels)
-                else:
-                    raise
+            made = await self._create(spec.name, body, what)
+            if isinstance(made, str):
+                return made
+            if made.status == 409:
+                existing = await self._existing(spec, what)
+                if existing is not None:
+                    return existing
+            elif "storage-opt" in made.message and body["HostConfig"].pop("StorageOpt", None):
+                continue  # a driver without quotas here; `enforced` then does not say disk
+            elif made.status == 404 and "network" in made.message.lower() and spec.network == "bridge":
+                await self._ensure_network(spec.network_name, spec.labels)
+            else:
+                raise made
         raise EngineError(f"{what}: the engine refuses the name, and has nothing of that name", retryable=True)
+
+    async def _create(self, name: str, body: Mapping[str, Any], what: str) -> str | EngineRefused:
+        """The new container's id, or why the engine refused."""
+        try:
+            answer = await self._api.settle(
+                "POST", "/containers/create", what=what, params={"name": name}, body=body, seconds=CREATE_SECONDS
+            )
+        except EngineRefused as refused:
+            return refused
+        return str(answer["Id"])
 
     async def _existing(self, spec: ContainerSpec, what: str) -> str | None:
         """The id of the container that has the name already. Raises EngineError when it is another one's."""
@@ -272,18 +274,17 @@ class Docker:
                 "POST", "/networks/create", what=what, body=network_body(network, labels), seconds=NETWORK_SECONDS
             )
         except EngineRefused as refused:
-            if refused.status == 409:
-                if not await self._is_ours(network, what):
-                    raise EngineError(
-                        f"{what}: there is one of that name that Oubliette has not made", code="conflict"
-                    ) from refused
-                return
             if "address pool" in refused.message:
                 raise EngineError(
                     f"{what}: the engine has no addresses left for one more network",
                     hint="Set default-address-pools in the engine's daemon.json, or stop projects that use a network.",
                 ) from refused
-            raise
+            if refused.status != 409:
+                raise
+        else:
+            return
+        if not await self._is_ours(network, what):
+            raise EngineError(f"{what}: there is one of that name that Oubliette has not made", code="conflict")
 
     async def _remove_network(self, network: str, *, but_for: str) -> None:
         """Remove a network that only the container ``but_for`` names, and that this code has made."""

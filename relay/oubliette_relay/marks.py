@@ -17,6 +17,8 @@ KILL_SECONDS = 3.0
 """How long one kill goes on looking for new ones."""
 CALM_SCANS = 20
 """Scans that found nothing are believed after so many, however many unrelated processes come and go."""
+_PF_EXITING = 0x4
+"""In the flags of /proc/PID/stat (linux/sched.h)."""
 _CHUNK = 1 << 16
 _ENVIRONMENT_BYTES = 8 << 20
 """More than the kernel allows a process to be started with."""
@@ -55,6 +57,15 @@ def memory_of(pid: int) -> int:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, IndexError, ValueError):
         return 0
+
+
+def is_exiting(pid: int) -> bool:
+    """It has begun to end: its descriptors may be closed already, though nobody can wait for it yet."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return bool(int(file.read().rpartition(b")")[2].split()[6]) & _PF_EXITING)
+    except (OSError, IndexError, ValueError):
+        return True
 
 
 def _marked(needle: bytes) -> Tuple[List[Tuple[int, int]], Set[int]]:

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Callable, Deque, Dict, List, Mapping, Optional, Sequence, Set, Tuple
 
 from oubliette_relay import protocol
-from oubliette_relay.marks import KILL_SECONDS, kill_marked, memory_of
+from oubliette_relay.marks import KILL_SECONDS, is_exiting, kill_marked, memory_of
 from oubliette_relay.protocol import ProcessState
 
 LINE_CHARACTERS = 1000
@@ -180,7 +180,7 @@ class Supervised:
             tag=self.message.tag,
             serial=self.serial,
             pid=self.child.pid,
-            running=not self.child.ended.done(),
+            running=not self.child.ended.done() and not is_exiting(self.child.pid),
             settled=self.gone.is_set(),
             code=max(self.code, 0),
             signal=max(-self.code, 0),

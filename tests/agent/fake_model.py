@@ -106,7 +106,7 @@ def pieces_of(step: dict[str, Any]) -> list[dict[str, Any]]:
 
 async def _receive(stream: trio.abc.Stream, http: h11.Connection) -> Any:
     while (event := http.next_event()) is h11.NEED_DATA:
-        http.receive_data(await stream.receive_some(65536))
+        http.receive_data(bytes(await stream.receive_some(65536)))
     return event
 
 

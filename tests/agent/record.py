@@ -91,11 +91,12 @@ async def _listen(
 ) -> None:
     parser = SseParser()
     async with rig.agent._http.stream("/global/event") as answer:
-        task_status.started()
         while piece := await answer.receive():
             for event in parser.feed(piece):
                 payload = json.loads(event.data)["payload"]
                 given = payload.get("properties", {})
+                if payload["type"] == "server.connected":
+                    task_status.started()
                 if not payload["type"].startswith(NOISE) and given.get("sessionID") == session:
                     events.append([payload["type"], given])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -40,6 +41,19 @@ def toolkit_root() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "oubliette-test-toolkit"
 
 
+def write(directory: str, name: str, text: str) -> None:
+    """A file in a work tree."""
+    path = Path(directory, name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def read(directory: str, name: str) -> str | None:
+    """What is in a file of a work tree; None: there is no such file."""
+    path = Path(directory, name)
+    return path.read_text() if path.exists() else None
+
+
 def free_port() -> int:
     """A port that nobody listens on right now."""
     with socket.socket() as probe:
@@ -65,10 +79,8 @@ class Process:
 
     def kill(self) -> None:
         """As a crash does it, and its tools with it."""
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self.child.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         self.child.wait(10)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +9,7 @@ import pytest
 from oubliette.agent.base import AgentAsk, AgentAskGone, AgentIdle, AgentSessionSpec
 from oubliette.core.model import Autonomy, EventType, RequestKind
 from tests.agent.fake_model import script
-from tests.agent.rig import Rig, Turn, follow
+from tests.agent.rig import Rig, Turn, follow, read, write
 
 pytestmark = pytest.mark.agent
 
@@ -64,7 +63,7 @@ async def test_a_refusal_is_an_answer_for_the_model_and_the_turn_goes_on(rig: Ri
     (result,) = turn.bodies(EventType.TOOL_RESULT)
     assert result["tool"]["status"] == "error"
     assert turn.idle == AgentIdle(final_text="went on")
-    assert not Path(directory, "x.txt").exists()
+    assert read(directory, "x.txt") is None
 
 
 async def test_an_answer_to_an_ask_that_is_gone_is_fine(rig: Rig, directory: str) -> None:
@@ -218,10 +217,8 @@ async def test_a_prompt_can_bring_another_autonomy_and_other_tools(rig: Rig, dir
 @pytest.mark.parametrize("repository", [False, True])
 async def test_protected_paths_cannot_be_edited(rig: Rig, directory: str, repository: bool) -> None:
     if repository:
-        Path(directory, ".git").mkdir()
-        Path(directory, ".git/HEAD").write_text("ref: refs/heads/main\n")
-        for name in ("objects", "refs"):
-            Path(directory, ".git", name).mkdir()
+        for name, text in ((".git/HEAD", "ref: refs/heads/main\n"), (".git/objects/x", ""), (".git/refs/x", "")):
+            write(directory, name, text)
     session = await rig.session(directory, protected_paths=["ci", "LICENSE"])
     turn = await rig.turn(
         session,
@@ -241,8 +238,8 @@ async def test_protected_paths_cannot_be_edited(rig: Rig, directory: str, reposi
     by_part = {body["part"]: body["tool"]["input"]["filePath"] for body in turn.bodies(EventType.TOOL_CALL)}
     statuses = {by_part[body["part"]]: body["tool"]["status"] for body in turn.bodies(EventType.TOOL_RESULT)}
     assert statuses == {f"{directory}/ci/build.sh": "error", "LICENSE": "error", "circle.txt": "completed"}
-    assert not Path(directory, "ci/build.sh").exists()
-    assert not Path(directory, "LICENSE").exists()
+    assert read(directory, "ci/build.sh") is None
+    assert read(directory, "LICENSE") is None
 
 
 async def test_a_projects_own_permissions_hold(rig: Rig, directory: str) -> None:

@@ -61,7 +61,7 @@ def test_the_history_tells_the_same_as_the_events(name: str) -> None:
     told = transcript(name)
     live = Turn(feed(mapper_for(told), told["events"]))
     again = Turn(mapper_for(told).settle(told["history"], running=False))
-    assert [(one.source, one.body) for one in again.durables] == [(one.source, one.body) for one in live.durables]
+    assert {one.source: one.body for one in again.durables} == {one.source: one.body for one in live.durables}
     if not live.idle.aborted:
         assert again.idle == live.idle
 
@@ -90,6 +90,16 @@ def test_a_history_read_in_the_middle_changes_nothing(name: str) -> None:
     turn = Turn(events)
     assert sorted(turn.sources) == sorted(whole.sources)
     assert turn.idle.final_text == whole.idle.final_text
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_events_that_are_heard_late_lose_nothing_of_what_follows(name: str) -> None:
+    """Whoever takes a turn up misses its beginning, the prompt's own message too."""
+    told = transcript(name)
+    first = next(at for at, (kind, given) in enumerate(told["events"]) if _is_answer(kind, given))
+    whole = Turn(feed(mapper_for(told), told["events"]))
+    late = Turn(feed(mapper_for(told), told["events"][first:]))
+    assert late.sources == whole.sources
 
 
 def test_a_text_is_told_before_the_call_that_follows_it_whatever_came_first() -> None:
@@ -150,7 +160,7 @@ def test_an_ask_is_told_and_taken_back() -> None:
 
 def test_a_compaction_is_an_event_and_its_summary_is_not_a_message() -> None:
     turn = played("compacted")
-    assert [body for body in turn.bodies(EventType.SYSTEM)] == [{"code": "compacted"}]
+    assert turn.bodies(EventType.SYSTEM) == [{"code": "compacted"}]
     assert [body["text"] for body in turn.bodies(EventType.MESSAGE)] == ["step", "no script"]
     assert turn.idle.final_text == "no script"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import trio
 
-from oubliette.agent.base import AgentAsk, AgentDelta, AgentIdle, AgentLost
+from oubliette.agent.base import AgentAsk, AgentDelta, AgentIdle, AgentLost, AgentSessionSpec
 from oubliette.agent.toolkit import Toolkit
 from oubliette.core.model import Autonomy, EventType
 from oubliette.errors import AgentProtocolError, AgentUnreachable
@@ -29,7 +29,7 @@ async def test_a_killed_process_is_told_to_everybody_and_calls_fail_at_once(own_
     assert isinstance(lost, AgentLost)
     assert isinstance(other_lost, AgentLost)
     with trio.fail_after(0.2), pytest.raises(AgentUnreachable):
-        await rig.agent.create_session(_spec(directory))
+        await rig.agent.create_session(AgentSessionSpec(title="t", directory=directory))
     async with rig.agent.events(session, directory) as stream:
         assert [type(event) async for event in stream] == [AgentLost]
 
@@ -186,9 +186,3 @@ async def test_warming_makes_the_first_turn_quick_and_leaves_nothing(own_rig: Ri
         await rig.turn(session, directory, script({"say": "quick"}))
         waits.append(rig.model.of(session)[-1].at - began)
     assert waits[0] < 5 * max(0.15, *waits[1:])
-
-
-def _spec(directory: str):  # type: ignore[no-untyped-def]
-    from oubliette.agent.base import AgentSessionSpec
-
-    return AgentSessionSpec(title="t", directory=directory)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import trio
 
 from oubliette.agent.base import AgentBusy, AgentDelta, AgentIdle, AgentRetry
 from oubliette.core.model import EventType
 from tests.agent.fake_model import script
-from tests.agent.rig import Rig, Turn, follow, is_tool_call
+from tests.agent.rig import Rig, Turn, follow, is_tool_call, read, write
 
 pytestmark = pytest.mark.agent
 
@@ -51,7 +49,7 @@ async def test_a_turn_tells_text_and_tool_in_order_and_ends_once(rig: Rig, direc
     assert turn.events[-1] is turn.idle
     assert len(turn.sources) == len(set(turn.sources))
     assert len(turn.of(AgentBusy)) == 1
-    assert Path(directory, "a.txt").read_text() == "hi\n"
+    assert read(directory, "a.txt") == "hi\n"
 
 
 async def test_deltas_are_previews_with_running_offsets(rig: Rig, directory: str) -> None:
@@ -102,7 +100,7 @@ async def test_two_tools_at_once_each_have_one_call_and_one_result(rig: Rig, dir
 
 
 async def test_searching_needs_no_network(rig: Rig, directory: str) -> None:
-    Path(directory, "needle.txt").write_text("a needle in here\n")
+    write(directory, "needle.txt", "a needle in here\n")
     session = await rig.session(directory)
     turn = await rig.turn(
         session,

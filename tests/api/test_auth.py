@@ -24,7 +24,7 @@ SECRET = "oub_" + "0" * 64
 
 
 async def get(doors: Doors, path: str, **headers: str) -> httpx.Response:
-    async with httpx.AsyncClient(base_url=doors.url, trust_env=False) as client:
+    async with httpx.AsyncClient(base_url=doors.url, trust_env=False, verify=False) as client:
         return await client.get(path, headers=headers)
 
 
@@ -48,7 +48,7 @@ async def test_without_a_good_token_there_is_a_401_that_says_how_to_get_one(door
 async def test_two_authorization_headers_are_one_too_many(doors: Doors) -> None:
     good = ("authorization", f"Bearer {doors.secrets['admin']}")
     with trio.fail_after(20):
-        async with httpx.AsyncClient(base_url=doors.url, trust_env=False) as client:
+        async with httpx.AsyncClient(base_url=doors.url, trust_env=False, verify=False) as client:
             assert (await client.get("/v1/nothing", headers=[good])).status_code == 404
             assert (await client.get("/v1/nothing", headers=[good, good])).status_code == 401
 
@@ -205,7 +205,7 @@ async def test_pages_of_other_sites_are_refused_with_the_key_to_set(tmp_path: Pa
             assert (await get(doors, "/health", **same)).status_code == 200
             allowed = await get(doors, "/health", origin="https://tools.example.org")
             assert allowed.headers["access-control-allow-origin"] == "https://tools.example.org"
-            async with httpx.AsyncClient(base_url=doors.url, trust_env=False) as client:
+            async with httpx.AsyncClient(base_url=doors.url, trust_env=False, verify=False) as client:
                 preflight = await client.options("/mcp", headers={"origin": "https://tools.example.org"})
                 assert preflight.status_code == 204
                 assert "authorization" in preflight.headers["access-control-allow-headers"]

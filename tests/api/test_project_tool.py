@@ -29,7 +29,10 @@ async def test_a_project_is_made_listed_shown_changed_and_deleted(doors: Doors) 
         }
         found = await doors.tool("project", action="list", name_contains="SHO", limit=1)
         assert [one["project_id"] for one in found["projects"]] == [project]
-        assert (await doors.tool("project", action="list", limit=1, cursor=found["next_cursor"]))["projects"]
+        more = {"name_contains": "SHO", "limit": 1, "cursor": found["next_cursor"]}
+        assert [one["project_id"] for one in (await doors.tool("project", action="list", **more))["projects"]] == [
+            PROJECT
+        ]
         changed = await doors.tool("project", action="update", project_id=project, name="shop 2", autonomy=None)
         assert (changed["name"], changed["autonomy"]) == ("shop 2", "off")
         gone = await doors.tool("project", action="delete", project_id=project)
@@ -172,6 +175,10 @@ async def test_containers_start_stop_and_tell_their_state(doors: Doors) -> None:
         assert (await doors.tool("container", "project", action="logs", tail=3))["text"] == "line\n" * 3
         assert (await doors.tool("container", action="list"))["containers"] == []
         assert (await doors.call("container", action="status")).json()["error"]["field"] == "project_id"
+        containers(doors).error = {"code": "unavailable", "message": "bwrap is missing", "hint": "install it"}
+        failed = await doors.call("container", "project", action="start")
+        assert failed.status_code == 503
+        assert failed.json()["error"]["message"] == "bwrap is missing"
 
 
 async def test_what_was_done_and_what_was_refused_is_on_record(doors: Doors) -> None:

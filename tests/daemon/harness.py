@@ -16,6 +16,8 @@ from typing import Any
 import httpx
 import trio
 
+from tests.runtime.ordinary_user import USER, as_ordinary_user
+
 Json = dict[str, Any]
 START_SECONDS = 60
 STOP_SECONDS = 35
@@ -38,6 +40,12 @@ def write_config(home: Path, config: Mapping[str, Any]) -> None:
     toolkit = home / "toolkit"
     if not toolkit.exists():
         toolkit.symlink_to(toolkit_cache())
+
+
+def share_toolkit(home: Path) -> None:
+    """For a user who cannot reach root's cache: the same files under another name."""
+    (home / "toolkit").unlink()
+    subprocess.run(["cp", "-al", str(toolkit_cache()), str(home / "toolkit")], check=True)
 
 
 @dataclass
@@ -104,22 +112,23 @@ class Daemon:
         self.process.wait(10)
 
 
-def start(home: Path, *, environment: Mapping[str, str] | None = None, user: int | None = None) -> Daemon:
-    """Start the daemon on a free port and wait until it is ready."""
+def start(home: Path, *, environment: Mapping[str, str] | None = None, ordinary_user: bool = False) -> Daemon:
+    """Start the daemon on a free port; ``ready`` waits for it."""
     log = home / "daemon.log"
     kept = {key: value for key, value in os.environ.items() if key in {"PATH", "LANG", "HOME", "DOCKER_HOST"}}
     env = {**kept, **(environment or {}), "PYTHONUNBUFFERED": "1"}
+    argv = [sys.executable, "-m", "oubliette", "--dir", str(home), "serve"]
+    if ordinary_user:
+        argv = as_ordinary_user(argv, own=home)
+        env["HOME"] = str(home)
     with log.open("ab") as out:
         process = subprocess.Popen(
-            [sys.executable, "-m", "oubliette", "--dir", str(home), "serve"],
+            argv,
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=out,
             env=env,
-            cwd=Path(__file__).parents[2],
-            user=user,
-            group=user,
-            extra_groups=[] if user is not None else None,
+            cwd="/",
         )
     return Daemon(home, process, "", "", log, environment or {})
 
@@ -152,14 +161,19 @@ def tail(path: Path, lines: int = 60) -> str:
 
 @asynccontextmanager
 async def open_daemon(
-    home: Path, config: Mapping[str, Any], *, environment: Mapping[str, str] | None = None, user: int | None = None
+    home: Path,
+    config: Mapping[str, Any],
+    *,
+    environment: Mapping[str, str] | None = None,
+    ordinary_user: bool = False,
 ) -> AsyncIterator[Daemon]:
     """A running daemon; at the end its projects are deleted, so that no container stays behind, and it is stopped."""
     write_config(home, config)
-    if user is not None:
-        for path in [home, *home.rglob("*")]:
-            os.chown(path, user, user, follow_symlinks=False)
-    daemon = await ready(start(home, environment=environment, user=user))
+    if ordinary_user:
+        share_toolkit(home)
+        for path in (home, home / "toolkit", home / "config", home / "config" / "oubliette.jsonc"):
+            os.chown(path, USER, USER)
+    daemon = await ready(start(home, environment=environment, ordinary_user=ordinary_user))
     try:
         yield daemon
     finally:

@@ -27,7 +27,7 @@ def answer_to(data, wait=7):
         peer.sendall(data)
         got = peer.recv(65536)
         return got.decode(errors="replace") or "closed"
-    except socket.timeout:
+    except TimeoutError:
         return "silent"
     except OSError as error:
         return f"closed: {error.errno}"

@@ -14,6 +14,7 @@ import trio
 from mcp.client.client import Client
 
 from tests.daemon.harness import Daemon, Json, open_daemon
+from tests.daemon.mcp_clients import LEGACY, MODERN, open_client
 
 pytestmark = [pytest.mark.daemon, pytest.mark.agent, pytest.mark.engine]
 
@@ -28,21 +29,17 @@ WORK = """Please make the file.
 
 
 @pytest.fixture(params=PLACES)
-async def daemon(
-    request: pytest.FixtureRequest, tmp_path: Path, engine_host: str, ordinary_user: int
-) -> AsyncIterator[Daemon]:
+async def daemon(request: pytest.FixtureRequest, tmp_path: Path, engine_host: str) -> AsyncIterator[Daemon]:
     runtime, _, way = str(request.param).partition("-")
     config: Json = {
         "server": {"address": "127.0.0.1:0"},
         "runtime": runtime,
         "defaults": {"container": {"network": way if way in ("none", "bridge") else "none"}},
     }
-    user = ordinary_user if way == "user" else None
-    tmp_path.chmod(0o755)
     home = tmp_path / "home"
     home.mkdir()
     environment = {"DOCKER_HOST": engine_host} if runtime == "docker" else {}
-    async with open_daemon(home, config, environment=environment, user=user) as daemon:
+    async with open_daemon(home, config, environment=environment, ordinary_user=way == "user") as daemon:
         yield daemon
 
 
@@ -85,9 +82,6 @@ async def test_a_session_works_answers_and_continues(daemon: Daemon) -> None:
     assert ended["status"] == "completed"
 
 
-ERAS = ["2026-07-28", "2025-11-25"]
-
-
 @pytest.fixture
 async def sandboxed(tmp_path: Path) -> AsyncIterator[Daemon]:
     home = tmp_path / "home"
@@ -104,11 +98,9 @@ async def mcp_call(client: Client, tool: str, **arguments: Any) -> Json:
     return dict(result.structured_content)
 
 
-@pytest.mark.parametrize("era", ERAS)
+@pytest.mark.parametrize("era", [MODERN, LEGACY])
 async def test_an_mcp_client_of_each_era_drives_it(sandboxed: Daemon, era: str) -> None:
-    from tests.api.mcp_clients import open_client  # the clients of both eras live with the API's tests
-
-    async with open_client(sandboxed.url, sandboxed.token, era) as client:
+    async with open_client(sandboxed, era) as client:
         project = await mcp_call(client, "project", action="create", name=f"era {era}")
         spawned = await mcp_call(
             client,
@@ -132,9 +124,9 @@ async def test_curl_drives_it_and_streams_every_event_once(sandboxed: Daemon) ->
         argv = ["curl", "-sS", "-H", f"Authorization: Bearer {sandboxed.token}", *words]
         return json.loads(subprocess.run(argv, check=True, capture_output=True, timeout=60).stdout)
 
-    def tool(name: str, **arguments: Any) -> Any:
+    def tool(noun: str, **arguments: Any) -> Any:
         body = json.dumps(arguments)
-        return curl("-H", "Content-Type: application/json", "-d", body, f"{sandboxed.url}/v1/tools/{name}")
+        return curl("-H", "Content-Type: application/json", "-d", body, f"{sandboxed.url}/v1/tools/{noun}")
 
     project = await trio.to_thread.run_sync(lambda: tool("project", action="create", name="curl"))
     spawned = await trio.to_thread.run_sync(
@@ -144,7 +136,7 @@ async def test_curl_drives_it_and_streams_every_event_once(sandboxed: Daemon) ->
     seen: list[int] = []
     deltas = 0
     with trio.fail_after(90):
-        async with httpx.AsyncClient(timeout=None) as client:  # noqa: S113
+        async with httpx.AsyncClient(timeout=None) as client:
             async with client.stream("GET", url, headers=sandboxed.headers()) as response:
                 assert response.status_code == 200
                 async for line in response.aiter_lines():

@@ -35,7 +35,11 @@ async def test_a_planted_key_is_nowhere(tmp_path: Path) -> None:
         async with open_daemon(home, config) as daemon:
             project = await daemon.call("project", action="create", name="secrets")
             spawned = await daemon.call(
-                "session", action="spawn", project_id=project["project_id"], message="look\n@say hello", new_session=True
+                "session",
+                action="spawn",
+                project_id=project["project_id"],
+                message="look\n@say hello",
+                new_session=True,
             )
             await daemon.settle(spawned["session_id"])
             asked = [request for request in upstream.requests if key in json.dumps(request.headers)]

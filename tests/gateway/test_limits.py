@@ -9,7 +9,6 @@ from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
-import httpx
 import pytest
 import trio
 
@@ -17,6 +16,7 @@ from oubliette.core import limits
 from oubliette.gateway import gateway as gateway_module
 from oubliette.gateway.gateway import MAX_REQUESTS
 from oubliette.gateway.models import Wire
+from oubliette.gateway.upstream import UpstreamAnswer, UpstreamCut, Upstreams
 from oubliette.store import sessions
 from tests.gateway.world import CAPABILITY, WIRES, World, add_session, open_world, request_body, sdk_headers
 
@@ -24,18 +24,21 @@ from tests.gateway.world import CAPABILITY, WIRES, World, add_session, open_worl
 @asynccontextmanager
 async def streaming(
     world: World, wire: Wire, prompt: str, *, session: str = "ses_1", alias: str | None = None
-) -> AsyncIterator[httpx.Response]:
+) -> AsyncIterator[UpstreamAnswer]:
     """An answer whose body has not been read yet."""
-    async with (
-        httpx.AsyncClient(timeout=30, trust_env=False) as client,
-        client.stream(
-            "POST",
-            world.url(wire, alias=alias),
-            json=request_body(wire, prompt, alias=alias),
-            headers=sdk_headers(wire, session=session),
-        ) as response,
-    ):
-        yield response
+    headers = [*sdk_headers(wire, session=session).items(), ("content-type", "application/json")]
+    body = json.dumps(request_body(wire, prompt, alias=alias)).encode()
+    async with Upstreams().post(world.url(wire, alias=alias), headers, body, alias="the gateway") as answer:
+        assert answer.status == 200
+        yield answer
+
+
+async def rest(answer: UpstreamAnswer) -> bytes:
+    """Everything until the end."""
+    text = b""
+    while piece := await answer.receive():
+        text += piece
+    return text
 
 
 async def until(condition: object, seconds: float = 5) -> None:
@@ -52,24 +55,22 @@ async def test_the_first_byte_leaves_before_the_second_arrives(world: World, wir
     world.provider.gates.extend(gates)
     gates[0].set()
     with trio.fail_after(10):
-        async with streaming(world, wire, "@say hello") as response:
-            pieces = response.aiter_raw()
-            first = await anext(pieces)
+        async with streaming(world, wire, "@say hello") as answer:
+            first = await answer.receive()
             assert first.endswith(b"\n\n")
             assert first.count(b"data: ") == 1
             world.provider.gates.clear()
             for gate in gates:
                 gate.set()
-            rest = b"".join([piece async for piece in pieces])
-    assert rest
+            assert await rest(answer)
 
 
 async def test_the_scripted_model_streams_too(world: World) -> None:
     began = trio.current_time()
     with trio.fail_after(10):
-        async with streaming(world, Wire.CHAT, "@say one\n@delay 0.5\n@say two", alias="scripted") as response:
+        async with streaming(world, Wire.CHAT, "@say one\n@delay 0.5\n@say two", alias="scripted") as answer:
             text = b""
-            async for piece in response.aiter_raw():
+            while piece := await answer.receive():
                 text += piece
                 if b"one" in text and b"two" not in text:
                     assert trio.current_time() - began < 0.45
@@ -80,8 +81,8 @@ async def test_the_scripted_model_streams_too(world: World) -> None:
 @pytest.mark.parametrize("wire", WIRES)
 async def test_a_client_that_leaves_ends_the_request_at_the_provider(world: World, wire: Wire) -> None:
     with trio.fail_after(10):
-        async with streaming(world, wire, "@say one\n@delay 30\n@say two") as response:
-            await anext(response.aiter_raw())
+        async with streaming(world, wire, "@say one\n@delay 30\n@say two") as answer:
+            await answer.receive()
         await until(lambda: world.provider.closed_early == 1 and not world.gateway.requests_at_work())
         await world.gateway.settled("gogol_1")
     [row] = await world.rows()
@@ -116,12 +117,11 @@ async def test_the_seventeenth_request_at_once_is_told_to_come_back(world: World
 @pytest.mark.parametrize("wire", WIRES)
 async def test_cancelling_a_session_cuts_its_answers_at_once(world: World, wire: Wire) -> None:
     with trio.fail_after(10):
-        async with streaming(world, wire, "@say one\n@delay 30\n@say two") as response:
-            pieces = response.aiter_raw()
-            await anext(pieces)
+        async with streaming(world, wire, "@say one\n@delay 30\n@say two") as answer:
+            await answer.receive()
             world.gateway.cancel_session("gogol_1", "its turn was interrupted")
-            with pytest.raises(httpx.RemoteProtocolError):
-                _ = [piece async for piece in pieces]
+            with pytest.raises(UpstreamCut):
+                await rest(answer)
         await world.gateway.settled("gogol_1")
         await until(lambda: world.provider.at_work == 0)
     [row] = await world.rows()
@@ -132,11 +132,10 @@ async def test_cancelling_a_session_cuts_its_answers_at_once(world: World, wire:
 async def test_cancelling_one_session_leaves_the_others_alone(world: World) -> None:
     await world.store.write(partial(add_session, session_id="gogol_2", agent_session_id="ses_2"))
     with trio.fail_after(10):
-        async with streaming(world, Wire.CHAT, "@say one\n@delay 0.3\n@say two", session="ses_2") as response:
-            pieces = response.aiter_raw()
-            await anext(pieces)
+        async with streaming(world, Wire.CHAT, "@say one\n@delay 0.3\n@say two", session="ses_2") as answer:
+            await answer.receive()
             world.gateway.cancel_session("gogol_1")
-            assert b"two" in b"".join([piece async for piece in pieces])
+            assert b"two" in await rest(answer)
 
 
 async def test_a_request_in_the_middle_of_its_admission_is_cut_as_well(world: World) -> None:
@@ -184,7 +183,7 @@ async def test_a_body_over_the_limit_is_refused_unread(world: World) -> None:
         stream = await trio.open_tcp_stream("127.0.0.1", world.port)
         async with stream:
             await stream.send_all(head.encode())
-            answer = await stream.receive_some()
+            answer = b"".join([piece async for piece in stream])
     assert b" 413 " in answer
     assert b"request_too_large" in answer
 

@@ -6,18 +6,18 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import trio
 
-from oubliette.gateway.http1 import Exchange, Headers, Refused, serve_http
+from oubliette.gateway.http1 import ClientGone, Exchange, Headers, Refused, serve_http
 from oubliette.gateway.models import Wire
 from oubliette.gateway.refusals import error_body
 from oubliette.gateway.scripted import Scripted
-from oubliette.gateway.scripted_reply import reply
+from oubliette.gateway.scripted_reply import ScriptedReply, reply
 
 _SUFFIX = {"/messages": Wire.ANTHROPIC, "/responses": Wire.OPENAI, "/chat/completions": Wire.CHAT}
 
@@ -118,19 +118,23 @@ async def _handle(exchange: Exchange, *, provider: Provider, scripted: Scripted)
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(exchange.watch, nursery.cancel_scope.cancel)
-            await exchange.start(answer.status, answer.headers)
-            for piece in answer.pieces:
-                if provider.gates:
-                    await provider.gates.popleft().wait()
-                if piece.cut:
-                    exchange.reusable = False
-                    break
-                await trio.sleep(piece.pause_seconds)
-                await exchange.send(piece.data)
-            else:
-                await exchange.finish()
-            finished = True
+            with suppress(ClientGone):
+                await _play(exchange, answer, provider)
+                finished = True
             nursery.cancel_scope.cancel()
     finally:
         provider.at_work -= 1
         provider.closed_early += not finished
+
+
+async def _play(exchange: Exchange, answer: ScriptedReply, provider: Provider) -> None:
+    await exchange.start(answer.status, answer.headers)
+    for piece in answer.pieces:
+        if provider.gates:
+            await provider.gates.popleft().wait()
+        if piece.cut:
+            exchange.reusable = False
+            return
+        await trio.sleep(piece.pause_seconds)
+        await exchange.send(piece.data)
+    await exchange.finish()

@@ -18,6 +18,21 @@ from oubliette.relay_host import RelayHost
 RELAY = Path(__file__).parents[2] / "relay" / "oubliette_relay"
 PYTHON = os.environ.get("OUBLIETTE_TEST_RELAY_PYTHON", sys.executable)
 """Images bring their own Python: another one can be tried with this."""
+MARK = f"OUBLIETTE_SESSION_{os.getpid()}"
+"""Instead of the real variable: without a pid namespace around it, a relay sees every process of this machine, and must
+not kill what carries another test's mark."""
+_START = f"""
+import sys
+sys.path.insert(0, {str(RELAY.parent)!r})
+from oubliette_relay import protocol
+protocol.SESSION_VARIABLE = {MARK!r}
+import os
+from oubliette_relay.__main__ import main
+code = main()
+sys.stderr.flush()
+os._exit(code)
+"""
+RELAY_COMMAND = (PYTHON, "-ISB", "-c", _START)
 ENV = {"PATH": os.environ["PATH"]}
 PATIENCE = 20
 
@@ -34,7 +49,7 @@ def relay_process(directory: Path, *more: str) -> Iterator[subprocess.Popen[byte
     """A relay that dials ``directory/relay.sock``. Stopped in the end, whatever it has started with it."""
     with (directory / "relay.log").open("ab") as logged:
         process = subprocess.Popen(
-            [PYTHON, "-ISB", str(RELAY), "--socket", str(directory / "relay.sock"), "--model-port", "0", *more],
+            [*RELAY_COMMAND, "--socket", str(directory / "relay.sock"), "--model-port", "0", *more],
             env={**ENV, "HOME": str(directory / "home")},
             stdin=subprocess.DEVNULL,
             stdout=logged,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -14,7 +15,10 @@ from oubliette.container.link import RelayLink
 from oubliette.errors import ContainerError
 from tests.relay.harness import (
     ENV,
+    MARK,
     PATIENCE,
+    PYTHON,
+    RELAY,
     alive,
     connected,
     parent_of,
@@ -24,8 +28,6 @@ from tests.relay.harness import (
     server,
     until,
 )
-
-MARK = "OUBLIETTE_SESSION"
 
 
 async def start(link: RelayLink, script: str, *, tag: str = "1", name: str = "agent") -> None:
@@ -284,6 +286,12 @@ async def test_sigterm_stops_everything_and_exits_0(tmp_path: Path) -> None:
             await until(lambda: relay.poll() is not None)
         assert relay.returncode == 0
         assert not any(alive(pid) for pid in pids)
+
+
+def test_it_runs_by_its_path_alone_as_in_a_container(tmp_path: Path) -> None:
+    command = [PYTHON, "-ISB", str(RELAY), "--help"]
+    done = subprocess.run(command, env={}, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=PATIENCE)
+    assert "--model-port" in done.stdout
 
 
 async def test_a_model_port_that_is_taken_is_said_at_once(tmp_path: Path) -> None:

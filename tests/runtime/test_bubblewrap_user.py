@@ -12,6 +12,7 @@ import trio
 
 from oubliette.runtime import process
 from tests.runtime.ordinary_user import ROOT, as_ordinary_user
+from tests.runtime.outside import OUTSIDE, outside
 
 SECONDS = 540
 
@@ -27,7 +28,8 @@ async def test_an_ordinary_user_has_the_same_sandboxes_without_root(files: str, 
     options = ["-q", "-k", "bubblewrap", "-p", "no:cacheprovider", "--basetemp", str(own / "pytest")]
     command = as_ordinary_user([sys.executable, "-B", "-m", "pytest", *suite, *options], own=own)
     env = {"PATH": os.environ["PATH"], "HOME": str(own), "LANG": "C.UTF-8"}
-    with trio.fail_after(SECONDS + 20):
+    with trio.fail_after(SECONDS + 20), outside() as place:
+        env[OUTSIDE] = place
         done = await process.run(command, env=env, cwd=ROOT, timeout_seconds=SECONDS)
     said = done.stdout.decode() + done.stderr.decode()
     assert not done.timed_out, said

@@ -182,8 +182,9 @@ async def test_building_reports_its_steps_and_gives_an_image(box: Kit, api: Engi
             name = await box.run(image=pinned)
             assert await box.sh(name, "cat /copied") == "content\n"
         finally:
-            await box.remove_all()
-            await api.call("DELETE", f"/images/{tag}", what="remove", params={"force": 1})
+            with trio.CancelScope(shield=True), trio.fail_after(30):
+                await box.remove_all()
+                await api.call("DELETE", f"/images/{tag}", what="remove", params={"force": 1})
 
 
 async def test_a_failing_build_gives_the_builders_words(box: Kit, api: EngineApi) -> None:

@@ -119,7 +119,7 @@ async def test_a_turn_goes_on_over_a_restart(tmp_path: Path) -> None:
     async with open_world(tmp_path, agent=agent) as world:
         await world.until(one, "running")
         with trio.fail_after(5):
-            while not world.container.leases:
+            while not agent._channels["ses_1"]:
                 await trio.sleep(0.01)
         agent._emit("ses_1", *_words("after the restart"))
         await world.settle(one)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -49,7 +51,7 @@ def test_byte_by_byte_gives_the_same_events() -> None:
 def test_any_split_gives_the_same_events(cuts: list[int]) -> None:
     edges = [0, *sorted(cuts), len(STREAM)]
     parser = SseParser()
-    found = [event for start, end in zip(edges, edges[1:], strict=False) for event in parser.feed(STREAM[start:end])]
+    found = [event for start, end in pairwise(edges) for event in parser.feed(STREAM[start:end])]
     assert found == EVENTS
 
 

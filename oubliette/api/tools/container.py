@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Annotated
 
@@ -29,8 +30,8 @@ from oubliette.core import access
 from oubliette.core.limits import KIB, MAX_LIST_ITEMS, MIB, WORK_WAIT_SECONDS
 from oubliette.core.model import Json
 from oubliette.core.place_shapes import Container, ExecResultShape
-from oubliette.errors import RequestError
-from oubliette.store import containers, execs, projects, sessions, turns
+from oubliette.errors import AgentError, ContainerError, RequestError
+from oubliette.store import containers, execs, sessions, turns
 from oubliette.store.database import Tx
 
 ProjectId = Annotated[Id | None, Doc("default: the token's own project"), Only("tokens")]
@@ -42,13 +43,14 @@ class Start(WriteArgs):
     project_id: ProjectId = None
     workspace_id: WorkspaceId = None
     recreate: Annotated[bool, Doc("a new container from the image")] = False
-    force: Annotated[bool, Doc("even while turns run")] = False
+    force: Annotated[bool, Doc("though turns run, or its runtime is gone")] = False
     wait_seconds: WaitForWork = WORK_WAIT_SECONDS
 
 
 class Stop(WriteArgs):
     project_id: ProjectId = None
     workspace_id: WorkspaceId = None
+    force: Annotated[bool, Doc("give it up when its runtime is gone")] = False
     wait_seconds: WaitForWork = WORK_WAIT_SECONDS
 
 
@@ -89,27 +91,45 @@ async def start(call: Call, args: Start) -> Json:
                 candidates=busy,
                 retryable=True,
             )
-    seconds = patience(call, args.wait_seconds)
-    starting = partial(call.shared.services.containers.start, project_id, workspace_id, recreate=args.recreate)
-
-    async def work() -> None:
-        with trio.move_on_after(seconds):
-            await starting()
-
-    await with_progress(call, seconds, "starting the container", work)
-    return await _status(call, project_id, workspace_id)
+    containers = call.shared.services.containers
+    await _wait_for(
+        call,
+        args.wait_seconds,
+        "starting the container",
+        partial(containers.start, project_id, workspace_id, recreate=args.recreate, force=args.force),
+    )
+    return await containers.status(project_id, workspace_id)
 
 
 async def stop(call: Call, args: Stop) -> Json:
     project_id, workspace_id = await _place(call)
-    seconds = patience(call, args.wait_seconds)
+    containers = call.shared.services.containers
+    stopping = partial(containers.stop, project_id, workspace_id, force=args.force)
+    await _wait_for(call, args.wait_seconds, "stopping the container", stopping)
+    return await containers.status(project_id, workspace_id)
 
-    async def work() -> None:
+
+async def _wait_for(call: Call, asked_seconds: float, what: str, work: Callable[[], Awaitable[None]]) -> None:
+    """Until the container's owner has done it, or so long. Why it could not is on the container for all to see."""
+    seconds = patience(call, asked_seconds)
+
+    async def bounded() -> None:
         with trio.move_on_after(seconds):
-            await call.shared.services.containers.stop(project_id, workspace_id)
+            await work()
 
-    await with_progress(call, seconds, "stopping the container", work)
-    return await _status(call, project_id, workspace_id)
+    try:
+        await with_progress(call, seconds, what, bounded)
+    except (ContainerError, AgentError) as error:
+        project_id, workspace_id = await _place(call)
+        shown = (await call.shared.services.containers.status(project_id, workspace_id)).get("error")
+        if not shown:
+            raise
+        raise RequestError(
+            str(shown.get("code", error.code)),
+            str(shown.get("message", "The container failed.")),
+            hint=str(shown.get("hint", "")),
+            retryable=error.retryable,
+        ) from error
 
 
 async def execute(call: Call, args: Exec) -> Json:
@@ -132,7 +152,7 @@ async def wait_for_exec(call: Call, args: Exec, data: Json) -> Json:
 
 
 async def status(call: Call, args: Look) -> Json:
-    return await _status(call, *await _place(call))
+    return await call.shared.services.containers.status(*await _place(call))
 
 
 async def list_containers(call: Call, args: Look) -> Json:
@@ -149,7 +169,7 @@ async def list_containers(call: Call, args: Look) -> Json:
 async def logs(call: Call, args: Logs) -> Json:
     project_id, workspace_id = await _place(call)
     data = await call.shared.services.containers.logs(project_id, workspace_id, tail=args.tail)
-    shape = await _status(call, project_id, workspace_id)
+    shape = await call.shared.services.containers.status(project_id, workspace_id)
     kept: Json = {
         name: shape[name] for name in ("container_id", "project_id", "workspace_id", "state") if name in shape
     }
@@ -163,19 +183,6 @@ async def _place(call: Call) -> tuple[str, str]:
         raise RequestError("invalid_argument", "project_id is needed.", field="project_id")
     workspace = call.place.workspace
     return project.project_id, workspace.workspace_id if workspace is not None else project.default_workspace_id
-
-
-async def _status(call: Call, project_id: str, workspace_id: str) -> Json:
-    describe = call.shared.services.projects.views.describe_container
-
-    def look(tx: Tx) -> Json:
-        project = projects.get(tx, project_id)
-        isolated = project is None or project.settings.get("workspace_isolation", True)
-        row = containers.for_place(tx, project_id, workspace_id if isolated else None)
-        place = {"project_id": project_id, "workspace_id": workspace_id}
-        return {**place, **describe(row)} if row is not None else {**place, "state": "absent"}
-
-    return await call.shared.services.store.read(look)
 
 
 def _busy_sessions(tx: Tx, project_id: str, workspace_id: str) -> list[str]:

@@ -226,9 +226,9 @@ class Registry:
         if not access.may_ever(principal, action.key):
             access.check(principal, action.key, None)
         for old, new in _ARGUMENT_SPELLINGS.items():
-            if old in given and old not in action.args.model_fields and new in action.args.model_fields:
-                value = given.pop(old)
-                given.setdefault(new, value)
+            fields = action.args.model_fields
+            if old in given and new not in given and old not in fields and new in fields:
+                given[new] = given.pop(old)
         specs = arguments.field_specs(action.args)
         for name in given:
             only = specs[name].only if name in specs else None

@@ -75,7 +75,7 @@ def _show(daemon: Daemon, home: Home, keep: bool) -> int:
             model="scripted",
             source="demo",
         )
-        view = watch_turn(daemon, spawned)
+        view = watch_turn(daemon, spawned, home)
         view.summarise()
         if keep:
             note(f"the project stays: {home.workspace_dir(project_id, str(spawned['workspace_id']))}")

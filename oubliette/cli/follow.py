@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import re
+import threading
 from pathlib import Path
 from typing import Any
 
 from oubliette.cli.client import Daemon
 from oubliette.cli.output import note
 from oubliette.cli.problems import FAILED, OK, CliError
-from oubliette.cli.render import TurnView, open_screen
+from oubliette.cli.render import Screen, TurnView, boot_text, open_screen
+from oubliette.errors import OublietteError
+from oubliette.home import Home
 
 Json = dict[str, Any]
+BOOT_POLL_SECONDS = 0.4
+_BEFORE_BOOT = frozenset({"status", "turn_queued", "turn_started", "system"})
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
@@ -51,26 +56,48 @@ def project_for(daemon: Daemon, wanted: str | None, cwd: Path) -> str:
     return str(project["project_id"])
 
 
-def watch_turn(daemon: Daemon, spawned: Json) -> TurnView:
+def watch_turn(daemon: Daemon, spawned: Json, home: Home | None = None) -> TurnView:
     """Show a turn live until it is over. Raises KeyboardInterrupt through, with the screen closed."""
     screen = open_screen()
     view = TurnView(screen, turn=spawned["turn"])
+    booted = threading.Event()
+    threading.Thread(target=_tell_boot, args=(daemon, spawned, screen, booted, home), daemon=True).start()
     try:
         since = spawned.get("last_event_index", -1)
         for received in daemon.events(spawned["session_id"], since=since, deltas=True):
+            if received.data.get("type") not in _BEFORE_BOOT:
+                booted.set()
             view.show(received.kind, received.data)
-            if view.completion is not None:
-                break
-            if received.data.get("type") == "status" and _over(received.data):
+            if view.completion is not None or _over(received.data):
                 break
     finally:
+        booted.set()
         screen.close()
     return view
 
 
+def _tell_boot(daemon: Daemon, spawned: Json, screen: Screen, booted: threading.Event, home: Home | None) -> None:
+    """Say what the container does until the first word of the agent. A thread: the main one waits for events."""
+    place = {"project_id": spawned.get("project_id"), "workspace_id": spawned.get("workspace_id")}
+    while not booted.wait(BOOT_POLL_SECONDS):
+        try:
+            container = daemon.call("container", action="status", **place)
+        except OublietteError:
+            return  # the events will say what is wrong
+        what = boot_text(container)
+        if not what and home is not None and container.get("state") == "absent" and not _has_toolkit(home):
+            what = "fetching the agent, this once"
+        if what and not booted.is_set():
+            screen.working(what, tell=True)
+
+
+def _has_toolkit(home: Home) -> bool:
+    return any(entry.is_dir() and not entry.name.startswith(".") for entry in home.toolkit.iterdir())
+
+
 def _over(event: Json) -> bool:
     """A session that was ended before its turn began has no completion to wait for."""
-    return event.get("status", {}).get("to") in {"completed", "failed", "cancelled"}
+    return event.get("type") == "status" and event.get("status", {}).get("to") in {"completed", "failed", "cancelled"}
 
 
 def exit_code(view: TurnView) -> int:

@@ -123,12 +123,8 @@ class TurnView:
 
     def _system(self, event: Json) -> None:
         code, data = str(event.get("code", "")), event.get("data") or {}
-        progress = data.get("progress")
         if code == "container_starting":
-            how = f" ({data['runtime']})" if data.get("runtime") else ""
-            self._screen.working(
-                f"starting the container{how}" + (f": {_progress(progress)}" if progress else ""), tell=True
-            )
+            self._screen.working(boot_text({"state": "starting", **data}), tell=True)
         elif code in {"container_ready", "woken"}:
             self._screen.working("thinking")
         else:
@@ -272,8 +268,21 @@ def _brief(output: str) -> list[str]:
     return [f"… {len(lines) - OUTPUT_LINES} lines before", *shown] if len(lines) > OUTPUT_LINES else shown
 
 
+def boot_text(container: Json) -> str:
+    """What is happening to a container (SHAPES' Container) that is not ready yet; empty when nothing is."""
+    progress = container.get("progress") or {}
+    if progress.get("what"):
+        return _progress(progress)
+    state = container.get("state")
+    if state == "starting" and (container.get("relay") or {}).get("connected"):
+        return "starting the agent"
+    how = f" ({container['runtime']})" if container.get("runtime") else ""
+    doing = {"pulling": "pulling the image", "building": "building the image", "creating": "making the sandbox"}
+    return doing.get(str(state), "starting the sandbox") + how if state in {*doing, "starting"} else ""
+
+
 def _progress(progress: Json) -> str:
-    what = str(progress.get("what", ""))
+    what = str(progress.get("text") or progress.get("what", ""))
     done, total = progress.get("done"), progress.get("total")
     if not done or not total:
         return what

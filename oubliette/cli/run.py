@@ -15,6 +15,7 @@ from oubliette.cli.output import note, say_json
 from oubliette.cli.place import home_of, initialised
 from oubliette.cli.problems import FAILED, INTERRUPTED, OK, CliError
 from oubliette.errors import OublietteError
+from oubliette.home import Home
 
 WAIT_SECONDS = 40
 
@@ -55,7 +56,7 @@ def run(
             max_cost_usd=max_cost_usd,
             source="cli",
         )
-        code = follow(daemon, spawned, keep=keep, as_json=as_json)
+        code = follow(daemon, spawned, keep=keep, as_json=as_json, home=home)
         if ours:
             _stop_container(daemon, spawned)
     raise typer.Exit(code)
@@ -71,14 +72,16 @@ def _stop_container(daemon: Daemon, spawned: dict[str, Any]) -> None:
         note(f"the container could not be stopped: {error.message}")
 
 
-def follow(daemon: Daemon, spawned: dict[str, Any], *, keep: bool, as_json: bool = False) -> int:
+def follow(
+    daemon: Daemon, spawned: dict[str, Any], *, keep: bool, as_json: bool = False, home: Home | None = None
+) -> int:
     """Watch the turn to its end, end the session unless it is kept; returns the exit code. Ctrl-C stops the agent."""
     session_id = spawned["session_id"]
     try:
         if as_json:
             code = _wait_silently(daemon, session_id)
         else:
-            view = watch_turn(daemon, spawned)
+            view = watch_turn(daemon, spawned, home)
             view.summarise(session_id=session_id)
             code = exit_code(view)
     except KeyboardInterrupt:

@@ -320,9 +320,12 @@ def _calls(argument: str) -> list[ToolCall]:
     """``@tools [{"name": …, "arguments": {…}}, …]``."""
     try:
         listed = json.loads(argument)
-        return [ToolCall(str(one["name"]), dict(one.get("arguments") or {})) for one in listed]
-    except (ValueError, TypeError, KeyError) as error:
+        calls = [ToolCall(str(one["name"]), dict(one.get("arguments") or {})) for one in listed]
+        if not calls:
+            raise ValueError("an empty list")
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise RequestError("invalid_argument", '@tools takes a list of {"name": …, "arguments": {…}}') from error
+    return calls
 
 
 def _object(name: str, text: str) -> Json:

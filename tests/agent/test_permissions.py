@@ -51,7 +51,8 @@ def test_each_level_asks_no_less_than_the_one_before() -> None:
     asked = [
         ("bash", "git push"), ("bash", "make"), ("bash", "ls"), ("bash", "cat a > b"), ("edit", "a.py"),
         ("read", "a.py"), ("read", ".env"), ("webfetch", "https://x"), ("external_directory", "/etc/*"),
-        ("docs_search", "*"), ("oubliette_session", "*"), ("doom_loop", "bash"), ("doom_loop", "oubliette_session"), ("glob", "*"),
+        ("docs_search", "*"),
+        ("oubliette_session", "*"), ("doom_loop", "bash"), ("doom_loop", "oubliette_session"), ("glob", "*"),
     ]  # fmt: skip
     levels = [Autonomy.OFF, Autonomy.HIGH, Autonomy.MEDIUM, Autonomy.LOW]
     for permission, pattern in asked:

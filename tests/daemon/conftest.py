@@ -3,8 +3,18 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
+
+CLIENTS = "ignore:Async generator .(httpx|httpcore|mcp)[a-z_0-9]*[.]:ResourceWarning"
+"""The clients leave generators behind when a test leaves a stream; the daemon is another process."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.filterwarnings(CLIENTS))
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,7 @@ from oubliette.gateway.models import Wire
 from oubliette.gateway.upstream import UpstreamAnswer, UpstreamCut, Upstreams
 from oubliette.store import sessions
 from tests.gateway.world import CAPABILITY, WIRES, World, add_session, open_world, request_body, sdk_headers
+from tests.sweep import Check, Cut, Operation, cancel_sweep
 
 
 @asynccontextmanager
@@ -251,3 +252,48 @@ async def test_a_container_that_is_gone_is_not_served(tmp_path: Path) -> None:
         with trio.fail_after(5):
             await world.gateway.serve_model(theirs, "c9")
             assert await ours.receive_some() == b""
+
+
+@pytest.mark.parametrize("wire", [Wire.ANTHROPIC, Wire.CHAT])
+async def test_a_request_cancelled_at_any_step_leaves_nothing_running_and_nothing_unpaid(
+    world: World, wire: Wire
+) -> None:
+    """The whole way: head, body, admission, connection, answer, settlement."""
+    await world.ask(wire)
+    before = len(os.listdir("/proc/self/fd"))
+    body = json.dumps(request_body(wire, "@say hello")).encode()
+    headers = "".join(f"{name}: {value}\r\n" for name, value in sdk_headers(wire).items())
+    path = world.url(wire).partition(str(world.port))[2]
+    request = f"POST {path} HTTP/1.1\r\nHost: h\r\n{headers}Content-Length: {len(body)}\r\n\r\n".encode() + body
+
+    @asynccontextmanager
+    async def subject() -> AsyncIterator[tuple[Operation, Check]]:
+        ours, theirs = trio.testing.memory_stream_pair()
+        await ours.send_all(request)
+        asked, rows = len(world.provider.asked), len(await world.rows())
+
+        async def read_and_hang_up() -> None:
+            answer = b""
+            while piece := await ours.receive_some():
+                answer += piece
+                if answer.endswith(b"0\r\n\r\n"):
+                    break
+            await ours.aclose()
+
+        async def operation() -> None:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(read_and_hang_up)
+                await world.gateway.serve_model(theirs, "c1")
+
+        async def check(cut: Cut) -> None:
+            assert not world.gateway.requests_at_work()
+            assert not world.gateway._running
+            # The other end of the connection hears of it from the kernel.
+            await until(lambda: not world.provider.at_work and len(os.listdir("/proc/self/fd")) <= before)
+            written = len(await world.rows()) - rows
+            assert written == 1 or len(world.provider.asked) == asked, "what a provider was asked has a row"
+
+        yield operation, check
+        await trio.aclose_forcefully(ours)
+
+    assert await cancel_sweep(subject) > 20

@@ -233,7 +233,7 @@ class Home:
 
 
 def find_home(directory: Path | None, env: Mapping[str, str], cwd: Path) -> Home:
-    """The first that applies: ``--dir``, ``OUBLIETTE_HOME``, ``./.oubliette`` if init made it here, ``~/.oubliette``."""
+    """The first that applies: ``--dir``, ``OUBLIETTE_HOME``, ``./.oubliette`` if made here, ``~/.oubliette``."""
     if directory is not None:
         return Home(Path(cwd, directory.expanduser()))
     if named := env.get("OUBLIETTE_HOME"):

@@ -190,9 +190,9 @@ async def bench_cold(table: Table, root: Path, runtime: str) -> None:
 
 READER = """
 import socket, sys, threading, time
-host, port, path, token, count, wanted = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4], int(sys.argv[5]), int(sys.argv[6])
+host, port, path, tokens, count, wanted = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4].split(","), int(sys.argv[5]), int(sys.argv[6])
 ready, done = [], []
-def read():
+def read(token):
     s = socket.create_connection((host, port))
     s.sendall(f"GET {path} HTTP/1.1\\r\\nHost: {host}:{port}\\r\\nAuthorization: Bearer {token}\\r\\n\\r\\n".encode())
     seen, tail = 0, b""
@@ -204,7 +204,7 @@ def read():
         seen += data.count(b"\\nid:") + data.startswith(b"id:")
         tail = data[-3:] if not data.endswith(b"\\nid:") else b""
     done.append(seen)
-threads = [threading.Thread(target=read) for _ in range(count)]
+threads = [threading.Thread(target=read, args=(tokens[n % len(tokens)],)) for n in range(count)]
 [t.start() for t in threads]
 while len(ready) < count: time.sleep(0.01)
 time.sleep(0.5)
@@ -219,6 +219,9 @@ async def bench_events(table: Table, root: Path) -> None:
     total, batch = 5000, 50
     async with inside(root / "events", "bubblewrap") as running:
         client = Client(running)
+        # A token may hold 20 streams.
+        made = [await client.call("token", action="create", name=f"reader {n}", scope="admin:ro") for n in range(3)]
+        secrets = ",".join(token["secret"] for token in made)
         project_id = await ready_project(client, running)
         host, port = running.url.removeprefix("http://").split(":")
         for readers in (0, 1, 50):
@@ -234,7 +237,7 @@ async def bench_events(table: Table, root: Path) -> None:
                 last = page["last_index"]
                 path = f"/v1/sessions/{session_id}/events?since={last}"
                 process = subprocess.Popen(
-                    [sys.executable, "-c", READER, host, port, path, running.secret, str(readers), str(total)],
+                    [sys.executable, "-c", READER, host, port, path, secrets, str(readers), str(total)],
                     stdout=subprocess.PIPE,
                 )
                 assert process.stdout is not None

@@ -30,7 +30,8 @@ from oubliette.agent.opencode_http import AgentHttp, AgentRefused, Dial
 from oubliette.agent.opencode_parts import answers_of, list_at, object_at, text_at
 from oubliette.agent.opencode_queries import AgentQueries, is_over
 from oubliette.agent.opencode_reader import EventReader
-from oubliette.agent.permissions import Rule, hiding_rules, is_hidden, session_rules
+from oubliette.agent.opencode_rules import SessionRules
+from oubliette.agent.permissions import granting_rules, hiding_rules, is_granted, session_rules
 from oubliette.core.model import Json
 from oubliette.errors import AgentError, AgentProtocolError, AgentUnreachable
 
@@ -63,7 +64,7 @@ class OpenCode:
         self._reader: EventReader | None = None
         self._lost: str | None = None
         self._gone = trio.Event()
-        self._rules: dict[str, list[Rule]] = {}
+        self._rules = SessionRules(self._call)
         self._variants: dict[str, list[str]] | None = None
 
     # --- the process
@@ -127,41 +128,12 @@ class OpenCode:
         session_id = text_at(made, "id")
         if not _SESSION_ID.fullmatch(session_id):
             raise AgentProtocolError("create a session of the agent: the answer has no session id")
-        self._rules[session_id] = rules
+        self._rules.made(session_id, rules)
         return session_id
 
     async def configure(self, agent_session_id: str, spec: AgentSessionSpec, hidden_tools: Sequence[str] = ()) -> None:
-        """Make the session follow this spec from its next tool call on (autonomy, tools, protected paths)."""
-        await self._set_rules(agent_session_id, spec.directory, session_rules(spec) + hiding_rules(hidden_tools))
-
-    async def _hide(self, session_id: str, directory: str, tools: Sequence[str]) -> None:
-        """Hide these too. Not by the prompt's ``tools``: OpenCode would replace all rules of the session by those."""
-        if not tools:
-            return
-        known = await self._known_rules(session_id, directory)
-        missing = [rule for rule in hiding_rules(tools) if not is_hidden(rule, known)]
-        if missing:
-            await self._set_rules(session_id, directory, known + missing)
-
-    async def _known_rules(self, session_id: str, directory: str) -> list[Rule]:
-        known = self._rules.get(session_id)
-        if known is None:
-            session = await self._call("GET", f"/session/{session_id}", directory)
-            known = [
-                {name: text_at(rule, name) for name in ("permission", "pattern", "action")}  # type: ignore[misc]
-                for rule in list_at(session, "permission")
-            ]
-            self._rules[session_id] = known
-        return known
-
-    async def _set_rules(self, session_id: str, directory: str, rules: list[Rule]) -> None:
-        """OpenCode appends what it is given, and the last match counts: complete rules override all earlier ones."""
-        known = await self._known_rules(session_id, directory)
-        if known[-len(rules) :] == rules:
-            return
-        new = rules[len(known) :] if rules[: len(known)] == known else rules
-        await self._call("PATCH", f"/session/{session_id}", directory, {"permission": new})
-        self._rules[session_id] = rules
+        """Make the session follow this spec from its next turn on (autonomy, tools, protected paths)."""
+        await self._rules.replace(agent_session_id, spec.directory, session_rules(spec) + hiding_rules(hidden_tools))
 
     @asynccontextmanager
     async def events(
@@ -187,7 +159,7 @@ class OpenCode:
         if provider is None:
             raise AgentProtocolError(f"prompt the agent: it was not told of a model {prompt.model!r}", code="not_found")
         if prompt.spec is None:
-            await self._hide(agent_session_id, directory, prompt.hidden_tools)
+            await self._rules.hide(agent_session_id, directory, prompt.hidden_tools)
         else:
             await self.configure(agent_session_id, prompt.spec, prompt.hidden_tools)
         body: Json = {
@@ -287,9 +259,32 @@ class OpenCode:
     # --- asks
 
     async def reply_permission(self, agent_ref: str, directory: str, reply: str, message: str | None) -> None:
-        """``once``, ``always`` or ``reject`` (``message`` is told to the model). Fine when it was settled meanwhile."""
-        body = {"reply": reply, **({"message": message} if message else {})}
-        await self._reply(f"/permission/{agent_ref}/reply", directory, body)
+        """``once``, ``always`` or ``reject`` (``message`` is told to the model). Fine when it was settled meanwhile.
+
+        ``always`` is for this session, until its settings change or the daemon restarts. OpenCode's own would be for
+        every session of the directory, and stronger than a denial.
+        """
+        references = [agent_ref]
+        if reply == "always":
+            references = await self._grant(agent_ref, directory)
+        body = {"reply": "reject" if reply == "reject" else "once", **({"message": message} if message else {})}
+        for reference in references:
+            await self._reply(f"/permission/{reference}/reply", directory, body)
+
+    async def _grant(self, agent_ref: str, directory: str) -> list[str]:
+        """Remember what ``always`` means here; returns all pending asks of the session that it answers."""
+        listed = await self._call("GET", "/permission", directory)
+        pending = [object_at(one) for one in list_at({"all": listed}, "all")]
+        asked = next((one for one in pending if text_at(one, "id") == agent_ref), None)
+        if asked is None:
+            return [agent_ref]
+        session_id, granted = text_at(asked, "sessionID"), granting_rules(asked)
+        feed = self._feeds.get(session_id)
+        if feed is not None:
+            feed.mapper.granted += granted
+        await self._rules.grant(session_id, directory, asked)
+        own = [one for one in pending if text_at(one, "sessionID") == session_id and is_granted(one, granted)]
+        return list(dict.fromkeys([agent_ref, *(text_at(one, "id") for one in own)]))
 
     async def reply_question(self, agent_ref: str, directory: str, answers: Mapping[str, Sequence[str]] | None) -> None:
         """Question id to ids of options or free text; None rejects. Fine when it was settled meanwhile."""
@@ -329,7 +324,7 @@ class OpenCode:
                 await self.abort(session_id, directory)
             await self._variants_of(directory)
         finally:
-            self._rules.pop(session_id, None)
+            self._rules.gone(session_id)
             with trio.move_on_after(ABORT_SECONDS, shield=True):
                 await self._forget_session(session_id, directory)
 

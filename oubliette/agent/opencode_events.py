@@ -31,6 +31,7 @@ from oubliette.agent.base import (
 from oubliette.agent.opencode_history import Message, is_user, parts_of, turn_messages
 from oubliette.agent.opencode_parts import number_at, object_at, text_at
 from oubliette.agent.opencode_turn import Part, Turn, TurnMessage
+from oubliette.agent.permissions import Rule, is_granted
 from oubliette.core.model import EventType, Json, RequestKind
 
 MAX_ASKS = 100
@@ -44,6 +45,10 @@ class EventMapper:
     def __init__(self) -> None:
         self.needs_settling = False
         """An idle or an error came that may be the end of the turn; only the history can tell."""
+        self.granted: list[Rule] = []
+        """What this session may do without asking again; OpenCode itself learns of it only in its next turn."""
+        self.answerable: list[str] = []
+        """Asks that were granted before: to be answered, not told."""
         self._turn: Turn | None = None
         self._busy = False
         self._asks: set[str] = set()
@@ -80,6 +85,8 @@ class EventMapper:
             self._turn = Turn(message_id, {message_id})
             self._busy = False
             self.needs_settling = False
+            self.granted = []
+            self.answerable = []
 
     def forget(self, message_id: str) -> None:
         """The message was refused."""
@@ -296,6 +303,9 @@ class EventMapper:
     def _asked(self, kind: RequestKind, asked: Json) -> list[AgentEvent]:
         reference = text_at(asked, "id")
         if self._turn is None or not reference or reference in self._asks or len(self._asks) >= MAX_ASKS:
+            return []
+        if kind is RequestKind.PERMISSION and is_granted(asked, self.granted):
+            self.answerable.append(reference)
             return []
         self._asks.add(reference)
         message = self._turn.messages.get(text_at(asked, "tool", "messageID"))

@@ -72,7 +72,8 @@ def tool_result_body(part: Mapping[str, Any]) -> Json:
     if title:
         tool["title"] = title[:200]
     if status == "completed":
-        tool |= {"status": "completed", **capped("output", text_at(state, "output"))}
+        refused = text_at(part, "tool") == "invalid"  # OpenCode counts it as done: it told the model that it cannot be
+        tool |= {"status": "error" if refused else "completed", **capped("output", text_at(state, "output"))}
     else:
         shown = text_at(state, "error") if status == "error" else INTERRUPTED
         tool |= {"status": "error", **capped("output", shown)}

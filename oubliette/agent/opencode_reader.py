@@ -128,11 +128,21 @@ class EventReader:
     # --- turns that may be over
 
     def look(self, feed: SessionFeed) -> None:
-        """Start looking after that session's turn when its events left a doubt."""
+        """Start looking after that session's turn when its events left a doubt, or an ask that needs nobody."""
+        answerable, feed.mapper.answerable = feed.mapper.answerable, []
+        for reference in answerable:
+            self._nursery.start_soon(self._allow, feed, reference)
         if feed.mapper.needs_settling and not feed.settling:
             feed.settling = True
             self._nursery.start_soon(self._settle, feed)
         self._feeds.drop_unused(feed)
+
+    async def _allow(self, feed: SessionFeed, reference: str) -> None:
+        try:
+            path = f"/permission/{reference}/reply"
+            await self._http.call("POST", path, query={"directory": feed.directory}, body={"reply": "once"})
+        except AgentError as error:
+            log.warning("granted call not allowed", agent_session=feed.session_id, error=str(error))
 
     async def _settle(self, feed: SessionFeed) -> None:
         try:

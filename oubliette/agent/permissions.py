@@ -63,6 +63,36 @@ def hiding_rules(tools: Iterable[str]) -> list[Rule]:
     return [_rule(permission, "*", "deny") for permission in dict.fromkeys(map(_permission, tools))]
 
 
+def granting_rules(asked: Mapping[str, Any]) -> list[Rule]:
+    """What ``always`` grants: the patterns that OpenCode proposes for that ask (``git push *``)."""
+    permission, proposed = asked.get("permission"), asked.get("always") or asked.get("patterns")
+    if not isinstance(permission, str) or not isinstance(proposed, list):
+        return []
+    return _all(permission, [pattern for pattern in proposed if isinstance(pattern, str)], "allow")
+
+
+def asking_rule(asked: Mapping[str, Any], rules: Sequence[Rule]) -> int:
+    """The place of the rule because of which this was asked (the last of them); -1: none of these."""
+    permission, patterns = str(asked.get("permission")), asked.get("patterns")
+    places = [-1]
+    for pattern in patterns if isinstance(patterns, list) else ():
+        for place in range(len(rules) - 1, -1, -1):
+            if matches(rules[place]["permission"], permission) and matches(rules[place]["pattern"], str(pattern)):
+                if rules[place]["action"] == "ask":
+                    places.append(place)
+                break
+    return max(places)
+
+
+def is_granted(asked: Mapping[str, Any], granted: Sequence[Rule]) -> bool:
+    """Whether every pattern of an ask was granted before."""
+    permission, patterns = asked.get("permission"), asked.get("patterns")
+    if not isinstance(permission, str) or not isinstance(patterns, list) or not patterns:
+        return False
+    fitting = [rule["pattern"] for rule in granted if rule["permission"] == permission]
+    return all(isinstance(one, str) and any(matches(pattern, one) for pattern in fitting) for one in patterns)
+
+
 def is_hidden(hiding: Rule, rules: Sequence[Rule]) -> bool:
     """Whether a hiding rule is in force already."""
     for rule in reversed(rules):

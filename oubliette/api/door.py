@@ -22,7 +22,7 @@ from oubliette.api.shared import Shared
 from oubliette.api.tools.fields import size_words
 from oubliette.api.tools.reply import compact
 from oubliette.core import access
-from oubliette.core.limits import BODY_SECONDS
+from oubliette.core.limits import BODY_SECONDS, MAX_HEADER_BYTES
 from oubliette.core.model import Json, Principal
 from oubliette.errors import RequestError
 from oubliette.log import get_logger
@@ -72,6 +72,9 @@ class Door:
         headers = Headers(scope["headers"])
         exchange = _Exchange(send, request_id(headers), _door_of(scope["path"]))
         try:
+            if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEADER_BYTES:
+                too_many = f"The headers are larger than {size_words(MAX_HEADER_BYTES)}."
+                raise RequestError("too_large", too_many, data={"http_status": 431})
             peer = self._keeper.peer(scope, headers)
             self._keeper.check(headers, peer)
             exchange.cross_origin = self._cross_origin(headers)

@@ -1,7 +1,7 @@
 """Serving HTTP: listeners, Hypercorn's protocol code with a deadline on every send, and an orderly end.
 
 Hypercorn's own ``serve`` is not used: its sends are shielded without a deadline, so one client that stops reading
-would hold up the shutdown for ever (the send is the one method that ``BoundedSend`` replaces).
+would hold up the shutdown for ever. What ``BoundedSend`` replaces was looked at in the version named here.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from oubliette.log import get_logger
 
 log = get_logger(__name__)
 
+HYPERCORN: Final = "0.18.0"
 DRAIN_SECONDS: Final = 2
 """How long requests in progress may go on once the doors close."""
 SEND_SECONDS: Final = 30
@@ -66,9 +67,14 @@ class Sends:
 
 
 class BoundedSend(TCPServer):
-    """Hypercorn's connection, whose sends end: in pieces, each with a deadline."""
+    """Hypercorn's connection, whose sends end: in pieces, each with a deadline. And one that ends when its client has
+    gone, where Hypercorn's keeps waiting for the next request until its keep-alive time is over."""
 
     sends: Sends
+
+    async def _read_data(self) -> None:
+        await super()._read_data()
+        await self.idle_task.stop()
 
     async def protocol_send(self, event: Event) -> None:
         if not isinstance(event, RawData):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,10 +15,10 @@ from typing import Annotated, Any
 
 import typer
 
-from oubliette.cli.init import address_of, claude_line
+from oubliette.cli.init import address_of
 from oubliette.cli.output import note, say, say_table
 from oubliette.cli.place import home_of, initialised
-from oubliette.cli.problems import FAILED, CliError
+from oubliette.cli.problems import FAILED, OK, CliError
 from oubliette.cli.token import create_token, list_tokens, revoke_token
 from oubliette.home import user_directory
 
@@ -83,6 +84,8 @@ CLIENTS = (
     ),
 )
 CLAUDE_CODE = "claude-code"
+PATH = "/mcp?tools=split"
+"""Reading and writing tools apart, so that a client can let the reading ones pass without asking."""
 
 
 def mcp(
@@ -111,7 +114,7 @@ def mcp(
     if setup == CLAUDE_CODE:
         raise typer.Exit(_claude_code(address, secret, print_only))
     client = known[setup]
-    entry = client.entry(f"{address}/mcp", f"Bearer {secret}")
+    entry = client.entry(address + PATH, f"Bearer {secret}")
     path = client.path(user_directory(os.environ))
     if print_only:
         say(f"{path}:")
@@ -122,15 +125,15 @@ def mcp(
 
 
 def _claude_code(address: str, secret: str, print_only: bool) -> int:
+    """By its own command, which knows where its settings are."""
+    add = ["mcp", "add", "--scope", "user", "--transport", "http", "oubliette", address + PATH]
+    add += ["--header", f"Authorization: Bearer {secret}"]
     program = shutil.which("claude")
     if print_only or program is None:
-        say(claude_line(address, secret))
-        return 0
-    header = f"Authorization: Bearer {secret}"
-    command = [program, "mcp", "add", "--scope", "user", "--transport", "http", "oubliette", f"{address}/mcp"]
+        say(shlex.join(["claude", *add]))
+        return OK
     subprocess.run([program, "mcp", "remove", "--scope", "user", "oubliette"], capture_output=True, check=False)
-    done = subprocess.run([*command, "--header", header], check=False)
-    return FAILED if done.returncode else 0
+    return FAILED if subprocess.run([program, *add], check=False).returncode else OK
 
 
 def _write_entry(path: Path, section: str, entry: Json) -> None:

@@ -137,7 +137,6 @@ class TurnView:
     def _turn_started(self, event: Json) -> None:
         if self._turn is None:
             self._screen.line(f"> {event.get('text', '')}", "head")
-        self._screen.working("thinking")
 
     def _reasoning(self, event: Json) -> None:
         self._screen.settled(str(event.get("part", "")))

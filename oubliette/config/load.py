@@ -21,8 +21,12 @@ _LATER: dict[Location, str] = {
     ("webhooks",): "sends no webhooks",
     ("telemetry",): "sends no traces",
     ("retention",): "keeps all history",
+    ("server", "elicitation"): "asks no human through a client",
+    ("defaults", "agent", "caller_tool_timeout_seconds"): "has no caller tools",
     ("defaults", "backup", "enabled"): "makes no backups",
-    ("defaults", "project", "template"): "begins projects empty",
+    ("defaults", "limits", "max_cost_usd"): "counts money and does not stop at it",
+    ("defaults", "limits", "max_cost_usd_per_day"): "counts money and does not stop at it",
+    ("defaults", "limits", "max_tokens_per_session"): "counts tokens and does not stop at them",
 }
 """Keys whose part of the house is not built yet; setting one is said, not ignored in silence."""
 
@@ -198,7 +202,7 @@ def _advice(document: Document, config: Config) -> Iterator[str]:
             yield at(where, f'"{alias}" cannot be used: no one credential of kind {model.provider}; {fix}')
     for where, what in _LATER.items():
         if where in document.lines and _set(document.tree, where):
-            yield at(where, f"is accepted, but this version {what} yet")
+            yield at(where, f"is accepted, but this version {what}")
 
 
 def _set(tree: Any, where: Location) -> bool:

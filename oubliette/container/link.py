@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import structlog
 import trio
 
+from oubliette.container.control import Answer, Control
+from oubliette.container.exec_stream import converse
 from oubliette.errors import ContainerError, RemoteWireError
 from oubliette.runtime.base import ExecResult
 from oubliette_relay import protocol
@@ -24,11 +26,11 @@ log = structlog.get_logger(__name__)
 REQUEST_SECONDS = 15.0
 """For a request that does not wait for anything inside; a re-dial of the relay included."""
 DIAL_SECONDS = 10.0
+DISCARD_SECONDS = 1.0
 EXEC_START_SECONDS = 20.0
 EXEC_EXTRA_SECONDS = 20.0
 """How much longer than its own time limit an exec may take to be told."""
 _PIECE = 1 << 16
-_OUTBOX = 512
 _EXITS = 64
 _READ_BURST_BYTES = 4 << 20
 _READ_BYTES_PER_SECOND = 1 << 20
@@ -48,44 +50,6 @@ class ProcessExit:
     """Marked processes that could not be killed."""
 
 
-class _Answer:
-    """What one question waits for. ``lost``: the connection that it was asked on has ended."""
-
-    def __init__(self) -> None:
-        self.arrived = trio.Event()
-        self.message: ToDaemon | None = None
-        self.stream: trio.abc.HalfCloseableStream | None = None
-        self.lost = False
-
-
-class _Control:
-    """One control connection: an outbox, so that a cancelled caller never leaves half a line behind."""
-
-    def __init__(self) -> None:
-        self.outbox, self.queue = trio.open_memory_channel[bytes](_OUTBOX)
-        self.asked: set[_Answer] = set()
-        self.scope = trio.CancelScope()
-
-    def post(self, message: ToRelay, answer: _Answer) -> None:
-        try:
-            line = protocol.encode(message)
-        except protocol.ProtocolError as error:
-            raise ContainerError(
-                f"{message.op} in the container: {error}", code="too_large", retryable=False
-            ) from error
-        try:
-            self.outbox.send_nowait(line)
-        except trio.WouldBlock as error:
-            raise ContainerError(f"{message.op} in the container: its relay does not read") from error
-        self.asked.add(answer)
-
-    def lose(self) -> None:
-        for answer in self.asked:
-            answer.lost = True
-            answer.arrived.set()
-        self.asked.clear()
-
-
 class RelayLink:
     """One container's relay. Made by ``RelayHost.listen``, dead when that ends."""
 
@@ -95,12 +59,12 @@ class RelayLink:
         """Of the newest control connection."""
         self.exits: trio.MemoryReceiveChannel[ProcessExit]
         self._exits, self.exits = trio.open_memory_channel[ProcessExit](_EXITS)
-        self._control: _Control | None = None
+        self._control: Control | None = None
         self._closed = False
         self._connected = trio.Event()
         self._disconnected = trio.Event()
         self._disconnected.set()
-        self._answers: dict[str, _Answer] = {}
+        self._answers: dict[str, Answer] = {}
         self._seen: dict[str, int] = {}
         self._memory: Mapping[str, int] = {}
         self._dial_slots = trio.Semaphore(protocol.DIAL_LIMIT)
@@ -210,7 +174,7 @@ class RelayLink:
             )
             try:
                 with trio.fail_after(timeout_seconds + EXEC_EXTRA_SECONDS):
-                    return await _converse(stream, stdin, what)
+                    return await converse(stream, stdin, what)
             except trio.TooSlowError as error:
                 raise ContainerError(f"{what}: the relay did not end it in time") from error
             finally:
@@ -236,12 +200,12 @@ class RelayLink:
         if self.hello is None or self.hello.boot != hello.boot:
             self._seen.clear()
         self.hello = hello
-        control = self._control = _Control()
+        control = self._control = Control()
         failure: RemoteWireError | None = None
         try:
             with control.scope:
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(_write, stream, control)
+                    nursery.start_soon(control.write_to, stream)
                     nursery.start_soon(self._introduce, control)
                     try:
                         await self._read(stream, rest)
@@ -271,9 +235,9 @@ class RelayLink:
 
     # --- inside
 
-    async def _introduce(self, control: _Control) -> None:
+    async def _introduce(self, control: Control) -> None:
         """Learn what happened while nobody was connected; only then is the relay ``connected``."""
-        answer = _Answer()
+        answer = Answer()
         self._answers["hello"] = answer
         control.post(protocol.ListProcesses("hello"), answer)
         with trio.move_on_after(REQUEST_SECONDS):
@@ -341,7 +305,7 @@ class RelayLink:
         """Ask until it is answered: every question that is asked this way may be asked again."""
         answer = await self._answered(question, seconds, what, again=True)
         if answer.message is None:
-            await _discard(answer)
+            await answer.discard()
             raise ContainerError(f"{what}: the relay answered with a connection")
         return answer.message
 
@@ -353,112 +317,47 @@ class RelayLink:
             raise ContainerError(f"{what}: the relay answered without a connection")
         return answer.stream
 
-    async def _answered(self, question: Callable[[str], ToRelay], seconds: float, what: str, *, again: bool) -> _Answer:
+    async def _answered(self, question: Callable[[str], ToRelay], seconds: float, what: str, *, again: bool) -> Answer:
         what = f"{what} in container {self.container_id}"
         id_ = secrets.token_hex(12)
-        message = question(id_)
-        answer = _Answer()
+        answer = Answer()
+        handed_over = False
         try:
             with trio.fail_after(seconds):
                 while not answer.arrived.is_set():
                     await self.wait_connected()
-                    control = self._control
-                    if control is None:
-                        # The event was set and the connection ended before this task ran.
-                        await trio.lowlevel.checkpoint()
-                        continue
-                    answer = self._answers[id_] = _Answer()
-                    control.post(message, answer)
-                    try:
-                        await answer.arrived.wait()
-                    finally:
-                        control.asked.discard(answer)
-                    if not answer.lost:
-                        break
-                    if not again:
-                        answer = await self._last_chance(id_, what)
-                    else:
-                        answer = _Answer()
+                    answer = self._answers[id_] = Answer()
+                    await self._put(question(id_), answer)
+                    if answer.lost:
+                        answer = Answer() if again else await self._last_chance(id_, what)
+            handed_over = True
         except trio.TooSlowError as error:
-            await _discard(answer)
             raise ContainerError(f"{what}: no answer within {seconds:g} s") from error
-        except BaseException:
-            await _discard(answer)
-            raise
         finally:
             self._answers.pop(id_, None)
+            if not handed_over:
+                with trio.move_on_after(DISCARD_SECONDS, shield=True):
+                    await answer.discard()
         if isinstance(answer.message, Failed):
             raise ContainerError(f"{what}: {answer.message.message}")
         return answer
 
-    async def _last_chance(self, id_: str, what: str) -> _Answer:
+    async def _put(self, question: ToRelay, answer: Answer) -> None:
+        control = self._control
+        if control is None:
+            raise AssertionError("a connected relay has a control connection")
+        control.post(question, answer)
+        try:
+            await answer.arrived.wait()
+        finally:
+            control.asked.discard(answer)
+
+    async def _last_chance(self, id_: str, what: str) -> Answer:
         """The question may have got through before its connection ended, and must not be asked twice: its answer
         comes on a connection of its own, or never."""
-        answer = self._answers[id_] = _Answer()
+        answer = self._answers[id_] = Answer()
         with trio.move_on_after(2.0):
             await answer.arrived.wait()
         if not answer.arrived.is_set():
             raise ContainerError(f"{what}: the relay's connection ended and nobody knows whether it was begun")
         return answer
-
-
-async def _discard(answer: _Answer) -> None:
-    """Close a connection that arrived for somebody who has gone."""
-    if answer.stream is not None:
-        await trio.aclose_forcefully(answer.stream)
-
-
-async def _write(stream: trio.abc.Stream, control: _Control) -> None:
-    try:
-        async for line in control.queue:
-            with trio.fail_after(protocol.SILENCE_SECONDS):
-                await stream.send_all(line)
-    except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
-        control.scope.cancel("the relay does not read")
-
-
-async def _converse(stream: trio.abc.HalfCloseableStream, stdin: bytes, what: str) -> ExecResult:
-    """Feed an exec and read what became of it."""
-    failure: ContainerError | None = None
-    result: ExecResult | None = None
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(_feed, stream, stdin)
-        try:
-            result = await _read_result(stream)
-        except (trio.BrokenResourceError, protocol.ProtocolError) as error:
-            failure = ContainerError(f"{what}: its connection broke: {error}")
-        nursery.cancel_scope.cancel("the exec has ended")
-    if result is None:
-        raise failure or ContainerError(f"{what}: no result")
-    return result
-
-
-async def _feed(stream: trio.abc.Stream, stdin: bytes) -> None:
-    view = memoryview(stdin)
-    try:
-        while view:
-            await stream.send_all(view[:_PIECE])
-            view = view[_PIECE:]
-    except trio.BrokenResourceError:
-        # The reading side is told the same, and says so.
-        return
-
-
-async def _read_result(stream: trio.abc.Stream) -> ExecResult:
-    held = bytearray()
-    done: protocol.ExecDone | None = None
-    while done is None or len(held) < done.stdout + done.stderr:
-        data = await stream.receive_some(_PIECE)
-        if not data:
-            raise protocol.ProtocolError("it ended early")
-        held += data
-        if done is None:
-            end = held.find(b"\n")
-            if end > protocol.HELLO_BYTES or (end < 0 and len(held) > protocol.HELLO_BYTES):
-                raise protocol.ProtocolError("no result on its first line")
-            if end >= 0:
-                done = protocol.decode_exec_done(bytes(held[:end]))
-                del held[: end + 1]
-    stdout = bytes(held[: done.stdout])
-    stderr = bytes(held[done.stdout : done.stdout + done.stderr])
-    return ExecResult(done.exit_code, stdout, stderr, done.stdout_bytes, done.stderr_bytes, done.timed_out)

@@ -46,7 +46,9 @@ class AgentLauncher(Protocol):
 
     def connect(self, link: RelayLink, row: ContainerRow, password: str) -> AbstractAsyncContextManager[Agent]:
         """The agent behind ``link.dial``. Entering returns when it answers, and raises AgentError when it does not come
-        up; it is cancelled when the process ends. Leaving tells everybody who still listens to it that it is lost."""
+        up; it is cancelled when the process ends. When the agent is lost though its process lives (it hangs), the body
+        is cancelled and leaving raises AgentError: the process is then replaced. Leaving tells everybody who still
+        listens to the agent that it is lost."""
 
 
 class ReadyContainer:

@@ -21,7 +21,7 @@ from oubliette.container.ready import AgentLauncher, Listen, ReadyContainer
 from oubliette.core.model import ContainerRow, ContainerState, Json
 from oubliette.errors import ContainerError, ContainerExited, OublietteError, RequestError
 from oubliette.home import Home
-from oubliette.runtime.base import LABEL_PREFIX, ContainerInfo, ExecResult, Runtime
+from oubliette.runtime.base import LABEL_PREFIX, ContainerInfo, Runtime
 from oubliette.store import containers, projects
 from oubliette.store.database import Store
 
@@ -158,25 +158,6 @@ class Containers:
     def describe(self, row: ContainerRow) -> Json:
         """SHAPES' Container of that row."""
         return view.describe(row, self._owners.get(Place(row.project_id, row.workspace_id)))
-
-    async def exec(
-        self,
-        project_id: str,
-        workspace_id: str,
-        argv: Sequence[str],
-        *,
-        cwd: str | None = None,
-        timeout_seconds: float = 120,
-        max_output_bytes: int = 1 << 20,
-    ) -> ExecResult:
-        """Run a command in the workspace's container. Raises as ``lease``; a time-out is a result."""
-        async with self.lease(project_id, workspace_id) as ready:
-            return await ready.exec(
-                argv,
-                cwd=cwd or ready.directory(workspace_id),
-                timeout_seconds=timeout_seconds,
-                max_output_bytes=max_output_bytes,
-            )
 
     async def logs(self, project_id: str, workspace_id: str, *, tail: int = 200) -> bytes:
         """The newest lines of the container's own process; empty when there is none. Raises ContainerError."""

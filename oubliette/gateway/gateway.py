@@ -33,6 +33,7 @@ MAX_REQUESTS = 16
 MAX_BODY_BYTES_AT_ONCE = 64 * MIB
 """Bodies being read and answered at once for each container: bounds the memory that an agent can make us hold."""
 REMEMBERED_CUTS = 10_000
+SETTLED_SECONDS = 5
 
 log = structlog.get_logger(__name__)
 
@@ -67,7 +68,11 @@ class Gateway:
 
     async def serve_model(self, stream: trio.abc.Stream, container_id: str) -> None:
         """Serve one connection from that container until it ends. Closes the stream."""
-        capability = await self._meter.capability(container_id)
+        try:
+            capability = await self._meter.capability(container_id)
+        except BaseException:
+            await trio.aclose_forcefully(stream)
+            raise
         if capability is None:
             await trio.aclose_forcefully(stream)
             return
@@ -86,10 +91,15 @@ class Gateway:
         for running in list(self._running.get(session_id, ())):
             running.cut(reason)
 
-    async def settled(self, session_id: str) -> None:
-        """Return when every request of the session that is admitted now has its row, and its usage event is written."""
-        for running in list(self._running.get(session_id, ())):
-            await running.settled.wait()
+    async def settled(self, session_id: str, *, seconds: float = SETTLED_SECONDS) -> None:
+        """Return when every request of the session that is admitted now has its row, and its usage event is written.
+
+        Waits for no request longer than ``seconds``: one that goes on after its turn is metered when it ends, and its
+        usage event then belongs to no turn.
+        """
+        with trio.move_on_after(seconds):
+            for running in list(self._running.get(session_id, ())):
+                await running.settled.wait()
         await self._meter.flush(session_id)
 
     def requests_at_work(self, container_id: str | None = None) -> int:

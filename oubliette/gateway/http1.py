@@ -120,7 +120,8 @@ class Exchange:
     async def watch(self, gone: Callable[[], None]) -> None:
         """Run beside the answering: calls ``gone`` once the client has hung up; returns when the answer's end is sent.
 
-        Bytes that come meanwhile belong to no request: the connection is not used again.
+        Closing only the sending side counts as hanging up. Bytes that come meanwhile belong to no request: the
+        connection is not used again.
         """
         unwanted = 0
         with self._watching:

@@ -109,6 +109,8 @@ class Server:
                     failure = error
                 nursery.cancel_scope.cancel()
         finally:
+            if not (exchange.finished or running.error or running.reason):
+                running.error = "ended by the daemon"
             with trio.CancelScope(shield=True, deadline=trio.current_time() + SETTLE_SECONDS):
                 await self._settle(running)
         if running.reason == "client gone":

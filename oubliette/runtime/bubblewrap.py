@@ -8,8 +8,7 @@ inside. As an ordinary user everything is in a user namespace. For both: ``bubbl
 
 from __future__ import annotations
 
-import base64
-import json
+import marshal
 import os
 import secrets
 import sys
@@ -37,6 +36,10 @@ from oubliette.runtime.protected import check_no_links, with_protection
 from oubliette.runtime.sandbox_enter import FAILED
 from oubliette.runtime.sandbox_shim import ALREADY_RUNNING
 from oubliette.runtime.seccomp import build_filter
+
+NOBODY = 65534
+"""Whose root's networks are. Not the sandbox's user: the owner of a user namespace, seen from its parent, has every
+capability over what belongs to it, without holding any: a sandbox could administer its network."""
 
 _Result = TypeVar("_Result")
 
@@ -88,7 +91,7 @@ class Bubblewrap:
         done = await process.run(
             self._helper("oubliette.runtime.sandbox_shim", str(box.path)),
             env={},
-            stdin=json.dumps(launch).encode(),
+            stdin=marshal.dumps(launch),
             timeout_seconds=LAUNCH_SECONDS,
         )
         if done.exit_code == ALREADY_RUNNING:
@@ -136,7 +139,7 @@ class Bubblewrap:
         orders["argv"] = [*argv]
         orders["env"] = exec_environment(box.spec, env, read_host(self._python))
         orders["cwd"] = working_dir or box.spec.working_dir
-        text = json.dumps(orders).encode()
+        text = marshal.dumps(orders)
         done = await process.run(
             self._helper("oubliette.runtime.sandbox_enter"),
             env={},
@@ -216,8 +219,8 @@ class Bubblewrap:
             "options": options(spec, mounts, root=root, etc=box.etc, host=read_host(self._python)),
             "command": command(spec, root=root),
             "wrappers": [[found.st_dev, found.st_ino] for found in (Path(path).stat() for path in wrappers)],
-            "seccomp": _filter_text(),
-            "drop_to": [spec.uid, spec.gid] if root else None,
+            "seccomp": build_filter(os.uname().machine),
+            "network_user": [NOBODY, NOBODY] if root else None,
             "network": spec.network,
             "pasta": str(bubblewrap_probe.find_pasta()) if spec.network == "bridge" else None,
             "limits": {
@@ -238,7 +241,7 @@ class Bubblewrap:
             "drop_to": [box.spec.uid, box.spec.gid] if root else None,
             "processes": None if root else box.spec.resources.pids,
             "last_capability": linux.last_capability(),
-            "seccomp": _filter_text(),
+            "seccomp": build_filter(os.uname().machine),
         }
 
     def _helper(self, module: str, *arguments: str) -> Sequence[str]:
@@ -269,10 +272,6 @@ def _check_place(mounts: Sequence[Mount], mount: Mount) -> None:
     for outer in mounts:
         if outer is not mount and not outer.read_only and inner.is_relative_to(outer.target):
             check_no_links(outer.source, inner.relative_to(outer.target))
-
-
-def _filter_text() -> str:
-    return base64.b64encode(build_filter(os.uname().machine)).decode()
 
 
 def _count(pid_namespace: int) -> dict[str, int]:

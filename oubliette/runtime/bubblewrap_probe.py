@@ -125,8 +125,12 @@ def host_identity() -> str:
 
 
 def hint_for(said: str) -> str:
-    """What to do about what bubblewrap said, where that is known."""
+    """What to do about what bubblewrap or pasta said, where that is known."""
     lowered = said.lower()
+    if "pasta:" in lowered and "tun" in lowered:
+        return "Everybody must be able to open /dev/net/tun, as is usual. Run: chmod 0666 /dev/net/tun"
+    if "pasta:" in lowered and "external" in lowered:
+        return "This machine has no network to connect to. Set the network to none."
     if "bwrap" not in lowered and "namespace" not in lowered:
         return ""
     if not any(word in lowered for word in ("permission denied", "not permitted", "namespace", "uid map")):

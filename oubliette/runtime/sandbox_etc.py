@@ -10,10 +10,9 @@ import os
 import shutil
 from pathlib import Path
 
-ETC = Path("/etc")
-DNS_ADDRESS = "169.254.1.1"
-"""Where a bridged sandbox asks for names; ``pasta`` passes it on to the host's own resolver, wherever that listens."""
+from oubliette.runtime.sandbox_network import DNS_ADDRESS
 
+ETC = Path("/etc")
 CA_BUNDLES = (
     "ssl/certs/ca-certificates.crt",  # Debian, Arch, Alpine
     "pki/tls/certs/ca-bundle.crt",  # Fedora

@@ -3,6 +3,7 @@
 ``pasta`` (package passt) passes connections on from user space. It is told to know neither the host's loopback nor any
 of its listening ports. The namespace belongs to a user namespace of an unprivileged user, also when the daemon is root:
 so pasta, which reads what a sandbox sends, has no rights on the host (started as root it keeps CAP_SYS_ADMIN there).
+That user is not the sandbox's: see ``bubblewrap.NOBODY``.
 Standard library only (``sandbox_shim`` uses it).
 """
 
@@ -20,6 +21,7 @@ from oubliette.runtime import linux
 READY_SECONDS = 10.0
 POLL_SECONDS = 0.005
 DNS_ADDRESS = "169.254.1.1"
+"""Where a sandbox asks for names; pasta passes it on to the host's own resolver, wherever that listens."""
 _TUN = (10, 200)
 _PASTA_LOG = "pasta.log"
 
@@ -133,18 +135,19 @@ def _wait_until_routed(pasta: int, holder: int) -> None:
         if linux.start_time(pasta) is None or time.monotonic() > deadline:
             with open(_PASTA_LOG, errors="replace") as file:
                 lines = [line.strip() for line in file if line.strip() and "syslog" not in line]
-            raise NetworkError(lines[-1] if lines else f"pasta was not ready after {READY_SECONDS:g} s")
+            said = "; ".join(lines[-3:]) or f"not ready after {READY_SECONDS:g} s"
+            raise NetworkError(f"pasta: {said}")
         time.sleep(POLL_SECONDS)
 
 
 def _has_route(pid: int) -> bool:
-    """Some route that does not lead to loopback, IPv4 or IPv6."""
+    """A route to elsewhere: any of IPv4 (loopback's is not listed), a default one of IPv6 that is not loopback's."""
     with open(f"/proc/{pid}/net/route") as file:
         if len(file.readlines()) > 1:
             return True
     try:
         with open(f"/proc/{pid}/net/ipv6_route") as file:
-            return any(not line.rstrip().endswith(" lo") and not line.startswith("fe80") for line in file)
+            return any(line.startswith("0" * 32 + " 00") and line.split()[-1] != "lo" for line in file)
     except FileNotFoundError:
         return False  # A kernel without IPv6.
 

@@ -2,8 +2,8 @@
 
 A sandbox outlives the daemon, so somebody else must be its parent: a pipe to the daemon would die with it, and its exit
 code would reach nobody (containerd and podman have such a program for the same reason). Started by ``Bubblewrap.start``
-as ``python -I -S``, with the launch as JSON on its stdin; it detaches, answers through its first process' exit code
-(0 started, 75 already running, 1 with a reason on stderr), and sleeps until the sandbox ends.
+as ``python -I -S``, with the launch (a marshalled dict) on its stdin; it detaches, answers through its first process'
+exit code (0 started, 75 already running, 1 with a reason on stderr), and sleeps until the sandbox ends.
 
 In its directory: ``lock`` (held for as long as it lives), ``run.json`` (who runs, removed at the end), ``exit.json``,
 ``log`` and ``log.old`` (together at most twice LOG_BYTES).
@@ -14,10 +14,9 @@ In its directory: ``lock`` (held for as long as it lives), ``run.json`` (who run
 
 from __future__ import annotations
 
-import base64
 import errno
 import fcntl
-import json
+import marshal
 import os
 import select
 import signal
@@ -45,7 +44,7 @@ class LaunchError(Exception):
 def main() -> int:
     os.chdir(sys.argv[-1])
     os.umask(0o077)
-    launch = json.load(sys.stdin.buffer)
+    launch = marshal.load(sys.stdin.buffer)  # noqa: S302  (the daemon's own)
     lock = os.open("lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     if not _lock(lock):
         return ALREADY_RUNNING
@@ -98,7 +97,7 @@ class Shim:
         _remove("run.json")
         try:
             if launch["network"] == "bridge":
-                self._network = sandbox_network.open_network(launch["pasta"], launch["drop_to"])
+                self._network = sandbox_network.open_network(launch["pasta"], launch["network_user"])
             self._spawn(output, status)
             os.close(output)
             os.close(status)
@@ -140,7 +139,7 @@ class Shim:
         limits = launch["limits"]
         self._groups, enforced = cgroup.open_groups(launch["tag"], limits["memory"], limits["cpus"], limits["pids"])
         options = _file_of(b"".join(option.encode() + b"\0" for option in launch["options"]))
-        seccomp = _file_of(base64.b64decode(launch["seccomp"]))
+        seccomp = _file_of(launch["seccomp"])
         command = [
             launch["tag"],
             *("--args", str(options), "--seccomp", str(seccomp), "--json-status-fd", str(status)),
@@ -232,11 +231,10 @@ class Shim:
                 _write_json("run.json", self._run)
 
     def _reported(self, key: str) -> int | None:
-        for line in self._said.splitlines():
-            if line.endswith(b"}"):
-                value = json.loads(line).get(key)
-                if value is not None:
-                    return int(value)
+        for line in self._said.decode().splitlines():
+            _, found, rest = line.partition(f'"{key}": ')
+            if found and line.endswith("}"):
+                return int(rest.partition(",")[0].rstrip(" }"))
         return None
 
     def _exit_code(self) -> int | None:
@@ -367,8 +365,21 @@ def _file_of(data: bytes) -> int:
 
 def _write_json(name: str, value: object) -> None:
     with open(f"{name}.new", "w") as file:
-        json.dump(value, file)
+        file.write(_json(value))
     os.replace(f"{name}.new", name)
+
+
+def _json(value: object) -> str:
+    """As JSON: numbers, None, lists, dicts, and strings of our own making, which need no escapes."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f'"{key}": {_json(item)}' for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(_json(item) for item in value) + "]"
+    if isinstance(value, str):
+        if not value.isascii() or not value.isprintable() or '"' in value or "\\" in value:
+            raise ValueError(f"not plain: {value!r}")
+        return f'"{value}"'
+    return "null" if value is None else str(value)
 
 
 def _remove(name: str) -> None:

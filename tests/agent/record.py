@@ -68,7 +68,7 @@ async def _record(rig: Rig, name: str, text: str, act: Act) -> None:
     events: list[Any] = []
     prompt: Prompt = rig.prompt(text)
     async with trio.open_nursery() as nursery:
-        await nursery.start(_listen, rig, session, events)
+        await nursery.start(_listen, rig, session, directory, events)
         async with rig.agent.events(session, directory) as stream:
             await rig.agent.prompt(session, directory, prompt)
             await act(rig, session, directory, stream)
@@ -87,18 +87,33 @@ async def _record(rig: Rig, name: str, text: str, act: Act) -> None:
 
 
 async def _listen(
-    rig: Rig, session: str, events: list[Any], *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    rig: Rig,
+    session: str,
+    directory: str,
+    events: list[Any],
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
+    """Started when the stream really is there: its first event of all is sent before that."""
     parser = SseParser()
-    async with rig.agent._http.stream("/global/event") as answer:
+    live = trio.Event()
+    async with trio.open_nursery() as nursery, rig.agent._http.stream("/global/event") as answer:
+        nursery.start_soon(_provoke, rig, directory, live)
         while piece := await answer.receive():
             for event in parser.feed(piece):
                 payload = json.loads(event.data)["payload"]
                 given = payload.get("properties", {})
-                if payload["type"] == "server.connected":
+                if payload["type"] != "server.connected" and not live.is_set():
+                    live.set()
                     task_status.started()
                 if not payload["type"].startswith(NOISE) and given.get("sessionID") == session:
                     events.append([payload["type"], given])
+
+
+async def _provoke(rig: Rig, directory: str, live: trio.Event) -> None:
+    toast = {"message": "x", "variant": "info"}
+    while not live.is_set():
+        await rig.agent._http.call("POST", "/tui/show-toast", query={"directory": directory}, body=toast)
 
 
 async def main() -> None:

@@ -214,6 +214,47 @@ async def test_a_prompt_can_bring_another_autonomy_and_other_tools(rig: Rig, dir
     assert "grep" not in tools
 
 
+async def test_always_is_for_this_session_and_this_kind_of_call_only(rig: Rig, directory: str) -> None:
+    make, other = ["bash", {"command": "make all"}], ["bash", {"command": "npm ci"}]
+    session = await rig.session(directory, autonomy=Autonomy.LOW)
+    async with rig.agent.events(session, directory) as stream:
+        text = script({"call": [make]}, {"call": [make]}, {"say": "made"})
+        await rig.agent.prompt(session, directory, rig.prompt(text))
+        (ask,) = (await follow(stream, is_ask)).of(AgentAsk)
+        await rig.agent.reply_permission(ask.agent_ref, directory, "always", None)
+        turn = await follow(stream)
+    assert not turn.of(AgentAsk)
+    assert turn.idle.final_text == "made"
+    again = await rig.turn(session, directory, script({"call": [make]}, {"say": "made again"}))
+    assert not again.of(AgentAsk)
+    assert again.idle.final_text == "made again"
+    neighbour = await rig.session(directory, autonomy=Autonomy.LOW)
+    for asking, step in ((session, other), (neighbour, make)):
+        async with rig.agent.events(asking, directory) as stream:
+            await rig.agent.prompt(asking, directory, rig.prompt(script({"call": [step]})))
+            await follow(stream, is_ask)
+            await rig.agent.abort(asking, directory)
+            await follow(stream)
+
+
+async def test_always_lifts_no_protection(rig: Rig, directory: str) -> None:
+    session = await rig.session(directory, autonomy=Autonomy.LOW, protected_paths=["ci"])
+    async with rig.agent.events(session, directory) as stream:
+        await rig.agent.prompt(
+            session,
+            directory,
+            rig.prompt(script({"call": [["write", {"filePath": "a", "content": "a"}]]}, {"say": "x"})),
+        )
+        (ask,) = (await follow(stream, is_ask)).of(AgentAsk)
+        await rig.agent.reply_permission(ask.agent_ref, directory, "always", None)
+        await follow(stream)
+    steps = [["write", {"filePath": name, "content": "b"}] for name in ("b", "ci/x")]
+    turn = await rig.turn(session, directory, script({"call": steps}, {"say": "x"}))
+    assert not turn.of(AgentAsk)
+    assert read(directory, "b") == "b"
+    assert read(directory, "ci/x") is None
+
+
 @pytest.mark.parametrize("repository", [False, True])
 async def test_protected_paths_cannot_be_edited(rig: Rig, directory: str, repository: bool) -> None:
     if repository:

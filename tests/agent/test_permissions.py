@@ -7,7 +7,16 @@ from typing import Any
 import pytest
 
 from oubliette.agent.base import AgentSessionSpec
-from oubliette.agent.permissions import Rule, hiding_rules, is_hidden, matches, session_rules
+from oubliette.agent.permissions import (
+    Rule,
+    asking_rule,
+    granting_rules,
+    hiding_rules,
+    is_granted,
+    is_hidden,
+    matches,
+    session_rules,
+)
 from oubliette.core.model import Autonomy
 from oubliette.errors import RequestError
 
@@ -102,3 +111,26 @@ def test_what_is_hidden_already_is_not_hidden_again() -> None:
     assert not is_hidden(hiding, found)
     assert is_hidden(hiding, [*found, hiding])
     assert not is_hidden(hiding, [*found, hiding, *found])
+
+
+def test_what_is_granted_for_always_comes_right_after_the_rule_that_asked() -> None:
+    found = rules(
+        autonomy=Autonomy.LOW, protected_paths=["ci"], permissions={"bash": {"curl *": "deny", "npm *": "ask"}}
+    )
+    for permission, pattern, proposed in (
+        ("edit", "a.py", "*"),
+        ("bash", "npm ci", "npm *"),
+        ("bash", "make", "make *"),
+    ):
+        asked = {"permission": permission, "patterns": [pattern], "always": [proposed]}
+        assert decided(found, permission, pattern) == "ask"
+        granted = found + granting_rules(asked) + found[asking_rule(asked, found) + 1 :]
+        assert decided(granted, permission, pattern) == "allow"
+        assert is_granted(asked, granting_rules(asked))
+        assert decided(granted, "edit", "ci/x") == "deny"
+        assert decided(granted, "bash", "curl x") == "deny"
+        assert decided(granted, "task") == "deny"
+    assert not is_granted(
+        {"permission": "bash", "patterns": ["a", "b"]}, granting_rules({"permission": "bash", "always": ["a"]})
+    )
+    assert not is_granted({"permission": "bash", "patterns": []}, [])

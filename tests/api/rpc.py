@@ -54,7 +54,7 @@ class Rpc:
 
     async def ask(self, method: str, **params: Any) -> Any:
         """The answer's ``result`` or ``error``, named as such."""
-        answer = await self.send(method, params, name=params.get("name"))
+        answer = await self.send(method, params, name=params.get("name") or params.get("uri"))
         found = messages(answer.text)
         assert found, (answer.status_code, answer.text)
         return found[-1]

@@ -300,7 +300,8 @@ async def test_a_token_has_so_many_streams_and_no_more(doors: Doors) -> None:
             async def hold() -> None:
                 nonlocal opened
                 async with client.stream("GET", f"/v1/sessions/{session}/events") as response:
-                    await take(response, 1)
+                    reader = read_sse(response)
+                    await anext(reader)
                     opened += 1
                     if opened == STREAMS_PER_TOKEN:
                         all_open.set()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -191,7 +192,7 @@ def test_clients_are_set_up_with_a_token_of_their_own_and_keep_their_other_setti
     assert settings["mcpServers"]["other"] == {"command": "x"}
     assert settings["more"] == 1
     entry = settings["mcpServers"]["oubliette"]
-    assert entry["url"] == "http://127.0.0.1:8080/mcp"
+    assert entry["url"] == "http://127.0.0.1:8080/mcp?tools=split"
     first = entry["headers"]["Authorization"]
     assert path.stat().st_mode & 0o777 == 0o600
     assert json.loads(path.with_name("mcp.json.bak").read_text())["more"] == 1
@@ -207,9 +208,9 @@ def test_clients_are_set_up_with_a_token_of_their_own_and_keep_their_other_setti
     assert path.read_text() == "// mine\n{}"
 
     monkeypatch.setenv("PATH", "/nonexistent")
-    assert cli("mcp", "--setup", "claude-code").out.startswith(
-        "claude mcp add --transport http oubliette http://127.0.0.1"
-    )
+    line = shlex.split(cli("mcp", "--setup", "claude-code").out)
+    assert line[:8] == ["claude", "mcp", "add", "--scope", "user", "--transport", "http", "oubliette"]
+    assert line[8] == "http://127.0.0.1:8080/mcp?tools=split"
     assert cli("mcp", "--setup", "emacs").code == 1
     listed = cli("mcp", "--list").out
     assert all(client.name in listed for client in mcp.CLIENTS)

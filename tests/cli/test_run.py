@@ -61,7 +61,7 @@ def test_a_run_shows_what_happens_and_ends_the_session(cli: Cli, ready: FakeDaem
     done = cli("run", "the task", "--model", "scripted")
     assert done.code == 0
     assert done.out.splitlines()[:-2] == [
-        "· starting the container (bubblewrap)",
+        "· starting the sandbox (bubblewrap)",
         "~ hm let me see",
         "→ bash ls",
         "✓ done in 1.2 s",
@@ -220,7 +220,7 @@ def test_every_type_of_event_can_be_shown() -> None:
         "· waiting for its turn", "> do it", "  [x] first", "  [ ] second", "? may it: bash git push",
         "  request req_1, until soon: then reject", "? Which? (PostgreSQL, lite)",
         "  request req_2, until : then ", "  answered: once", "+ gogol_c sub", "- gogol_c completed", "! Oh. Hm.",
-        "· paused: budget", "· model retry: 429", "· starting the container: pulling 5 of 20 MB",
+        "· paused: budget", "· model retry: 429", "· pulling 5 of 20 MB",
     ]  # fmt: skip
     assert [ask["request_id"] for ask in view.asks] == ["req_1", "req_2"]
 

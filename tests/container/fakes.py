@@ -211,6 +211,8 @@ class FakeAgent:
         self._link = link
         self._port = port
         self.lost = False
+        self.hung = trio.Event()
+        """Set by a test: the launcher finds that it does not answer any more."""
         self.warmed: list[str] = []
 
     async def warm(self, directory: str) -> None:
@@ -272,10 +274,20 @@ class FakeLauncher:
         if patience.cancelled_caught:
             raise AgentUnreachable("the fake agent does not come up")
         self.agents.append(agent)
-        try:
-            yield cast("Agent", agent)
-        finally:
-            agent.lost = True
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_let_go_when_hung, agent, nursery.cancel_scope)
+            try:
+                yield cast("Agent", agent)
+            finally:
+                agent.lost = True
+            nursery.cancel_scope.cancel("let go")
+        if agent.hung.is_set():
+            raise AgentUnreachable("the fake agent hangs")
+
+
+async def _let_go_when_hung(agent: FakeAgent, scope: trio.CancelScope) -> None:
+    await agent.hung.wait()
+    scope.cancel("it hangs")
 
 
 def fake(ready: ReadyContainer) -> FakeAgent:

@@ -210,6 +210,19 @@ async def test_an_agent_that_is_killed_is_replaced_after_its_tools_are_gone(tmp_
         assert w.runtime.calls.count("start") == 1
 
 
+async def test_an_agent_that_hangs_is_ended_and_replaced(tmp_path: Path) -> None:
+    async with world(tmp_path) as w, w.daemon() as served:
+        with trio.fail_after(PATIENCE):
+            async with served.lease("p1", "w1") as ready:
+                pid, _ = await fake(ready).say("hello")
+                os.kill(pid, signal.SIGSTOP)
+                fake(ready).hung.set()
+                await until(lambda: not alive(pid))
+                async with served.lease("p1", "w1") as again:
+                    assert (await fake(again).say("hello"))[0] != pid
+        assert w.codes[-1] == "agent_restarted"
+
+
 async def test_an_agent_that_keeps_ending_is_given_up_with_its_last_words(tmp_path: Path) -> None:
     async with world(tmp_path) as w, w.daemon() as served:
         w.launcher.script = ["sh", "-c", "echo bad config >&2; exit 1"]
@@ -354,13 +367,6 @@ async def test_nothing_is_leased_before_or_after_the_service(tmp_path: Path) -> 
         served: Containers = w.containers()
         with pytest.raises(ContainerError, match="not served"):
             await served.start("p1", "w1")
-
-
-async def test_commands_run_in_their_workspace(tmp_path: Path) -> None:
-    async with world(tmp_path) as w, w.daemon() as served:
-        with trio.fail_after(PATIENCE):
-            result = await served.exec("p1", "w1", ["pwd"], cwd="/usr")
-            assert result.stdout == b"/usr\n"
 
 
 async def test_killing_a_session_reaches_its_processes(tmp_path: Path) -> None:

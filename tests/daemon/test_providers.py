@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
 from oubliette.gateway.models import Wire
 from tests.daemon.harness import Daemon, Json, open_daemon
@@ -40,7 +41,7 @@ PATHS = {
 PRICE = {"input": 3, "output": 15, "cache_read": 0.3, "cache_write": 3.75}
 COST_USD = (800 * 3 + 50 * 15 + 200 * 0.3) / 1e6
 """Of one request with ``@usage 800 50 200``."""
-LIMIT_SECONDS = 60
+LIMIT_SECONDS = 110
 
 
 @dataclass
@@ -129,9 +130,19 @@ def picture(side: int) -> bytes:
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    rows = b"".join(b"\0" + bytes(value % 256 for x in range(side) for value in (x * 7, y * 5, 90)) for y in range(side))
+    rows = b"".join(
+        b"\0" + bytes(value % 256 for x in range(side) for value in (x * 7, y * 5, 90)) for y in range(side)
+    )
     head = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def writing(wire: Wire) -> tuple[str, Json]:
+    """Name and arguments of the tool that makes a file. The agent gives models that are called gpt-5 another one."""
+    if wire is Wire.OPENAI:
+        patch = f"*** Begin Patch\n*** Add File: {wire}.txt\n+made by {wire}\n*** End Patch"
+        return "apply_patch", {"patchText": patch}
+    return "write", {"filePath": f"{wire}.txt", "content": f"made by {wire}\n"}
 
 
 def images_in(asked: Asked) -> list[bytes]:
@@ -163,7 +174,11 @@ def assert_asked_properly(world: World, asked: Asked, wire: Wire) -> None:
     if wire is not Wire.GOOGLE:
         assert asked.body["model"] == MODELS[wire]
     name = {Wire.ANTHROPIC: "x-api-key", Wire.GOOGLE: "x-goog-api-key"}.get(wire, "authorization")
-    keys = {header: asked.headers[header] for header in ("authorization", "x-api-key", "x-goog-api-key") if header in asked.headers}
+    keys = {
+        header: asked.headers[header]
+        for header in ("authorization", "x-api-key", "x-goog-api-key")
+        if header in asked.headers
+    }
     assert keys == {name: f"Bearer {KEY}" if name == "authorization" else KEY}
     assert asked.headers["x-team"] == f"blue-{wire}"
     assert asked.headers["user-agent"] == "ours/1"
@@ -177,10 +192,11 @@ def assert_asked_properly(world: World, asked: Asked, wire: Wire) -> None:
 @pytest.mark.parametrize("wire", WIRES)
 async def test_a_turn_with_a_tool_and_an_image_is_asked_properly_and_metered(world: World, wire: Wire) -> None:
     image = picture(40)
+    name, arguments = writing(wire)
     session_id = await world.spawn(
         wire,
         "Look at this.\n@usage 800 50 200\n@images\n"
-        f'@tool write {{"filePath": "{wire}.txt", "content": "made by {wire}\\n"}}\n'
+        f"@tool {name} {json.dumps(arguments)}\n"
         f'@usage 800 50 200\n@tool bash {{"command": "cat {wire}.txt && id -u", "description": "read it"}}\n'
         "@usage 800 50 200\n@echo-last-tool",
         attachments=[{"filename": "p.png", "content_type": "image/png", "data": base64.b64encode(image).decode()}],
@@ -198,7 +214,7 @@ async def test_a_turn_with_a_tool_and_an_image_is_asked_properly_and_metered(wor
 
     calls = [event["tool"] for event in log if event["type"] == "tool_call"]
     results = [event["tool"] for event in log if event["type"] == "tool_result"]
-    assert [call["name"] for call in calls] == ["write", "bash"]
+    assert [call["name"] for call in calls] == [name, "bash"]
     assert [result["status"] for result in results] == ["completed", "completed"]
     assert f"made by {wire}" in results[1]["output"]
     assert f"made by {wire}" in completion["text"]
@@ -256,9 +272,39 @@ async def test_a_provider_that_is_busy_is_asked_again(world: World, wire: Wire) 
 
 
 @pytest.mark.parametrize("wire", WIRES)
-@pytest.mark.parametrize("times", ["once", "always"])
-async def test_a_turn_whose_stream_is_cut_ends(world: World, wire: Wire, times: str) -> None:
-    cut = "@cut x1" if times == "once" else "@cut"
-    session_id = await world.spawn(wire, f"Over {wire}, {times}.\n@say half of an answer\n{cut}\n@say and the rest")
+async def test_a_tool_that_does_not_exist_is_a_failed_call(world: World, wire: Wire) -> None:
+    session_id = await world.spawn(wire, '@tool fly {"height": 3}\n@say so I walk')
     completion, log = await world.completion(session_id)
-    print(wire, times, completion, [(e["type"], e.get("code"), e.get("data"), e.get("text")) for e in log], len(world.provider.asked))
+    assert (completion["outcome"], completion["text"]) == ("completed", "so I walk")
+    [call] = [event["tool"] for event in log if event["type"] == "tool_call"]
+    [result] = [event["tool"] for event in log if event["type"] == "tool_result"]
+    assert (call["name"], result["name"], result["status"]) == ("fly", "fly", "error")
+
+
+@pytest.mark.parametrize("wire", WIRES)
+async def test_a_stream_that_is_cut_is_asked_for_again(world: World, wire: Wire) -> None:
+    session_id = await world.spawn(wire, f"Once, {wire}.\n@say half of an answer\n@cut x1\n@say and the rest")
+    completion, log = await world.completion(session_id)
+    assert (completion["outcome"], completion["text"]) == ("completed", "half of an answer\nand the rest")
+    assert len(world.provider.asked) == 2
+    assert [event["text"] for event in log if event["type"] == "message"] == [completion["text"]]
+    assert [event["data"]["attempt"] for event in log if event.get("code") == "model_retry"] == [1]
+    usage = completion["usage"]
+    assert usage["requests"] == 2
+    assert usage["cost_usd"] > 0
+    assert usage["cost_complete"] is False  # nobody knows what the half answer cost
+
+
+async def test_a_turn_whose_streams_are_all_cut_fails_in_a_minute(world: World) -> None:
+    """On every wire at once: the agent asks five more times, with longer and longer pauses."""
+    ended: dict[Wire, tuple[Json, list[Json]]] = {}
+
+    async def one(wire: Wire) -> None:
+        session_id = await world.spawn(wire, f"Always, {wire}.\n@say half of an answer\n@cut")
+        ended[wire] = await world.completion(session_id)
+
+    async with trio.open_nursery() as nursery:
+        for wire in WIRES:
+            nursery.start_soon(one, wire)
+    for wire, (completion, log) in ended.items():
+        print(wire, completion, [(e["type"], e.get("code"), e.get("data"), e.get("text")) for e in log])

@@ -22,7 +22,7 @@ JSON = [("content-type", "application/json")]
 class Server:
     """The client's end of a connection to a server that answers with what it got."""
 
-    stream: trio.StapledStream
+    stream: trio.abc.HalfCloseableStream
     bodies: list[bytes] = field(default_factory=list)
     received: bytes = b""
 

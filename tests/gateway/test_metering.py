@@ -96,7 +96,7 @@ async def test_a_container_that_is_gone_may_not_ask(world: World) -> None:
 async def test_a_projects_allowed_models_and_the_sessions_own_may_be_asked(tmp_path: Path) -> None:
     more = {"haiku": {"model": "claude-haiku-4-5", "provider": "anthropic"}}
     more["sonnet"] = {"model": "claude-sonnet-5", "provider": "anthropic"}
-    async with open_world(tmp_path, settings={"allowed_models": ["haiku"]}, **more) as world:
+    async with open_world(tmp_path, settings={"allowed_models": ["haiku"]}, models=more) as world:
         assert (await admit(world, "haiku")).model.model == "claude-haiku-4-5"
         assert (await admit(world, "opus")).model.alias == "opus", "what the session was spawned with"
         await refused(world, "permission_denied", "sonnet")
@@ -217,7 +217,7 @@ async def test_without_the_providers_numbers_the_cost_is_an_estimate_and_says_so
 
 async def test_a_model_without_price_counts_its_tokens_all_the_same(tmp_path: Path) -> None:
     more = {"mystery": {"model": "mystery-7b", "provider": "openai-compatible"}}
-    async with open_world(tmp_path, **more) as world:
+    async with open_world(tmp_path, models=more) as world:
         await world.ask(Wire.CHAT, "@usage 10 20", alias="mystery")
         await world.gateway.settled("gogol_1")
         [row] = await world.rows()

@@ -126,7 +126,7 @@ async def test_only_listed_headers_pass_in_either_direction(world: World, wire: 
 
 async def test_betas_of_the_alias_and_harmless_ones_of_the_agent_are_merged(tmp_path: Path) -> None:
     extra = {"anthropic-beta": "context-1m-2025-08-07", "x-team": "blue", "x-api-key": "no", "host": "evil"}
-    async with open_world(tmp_path, opus={"extraHeaders": extra}) as world:
+    async with open_world(tmp_path, models={"opus": {"extraHeaders": extra}}) as world:
         betas = "fine-grained-tool-streaming-2025-05-14, mcp-client-2025-04-04,context-1m-2025-08-07"
         await world.ask(Wire.ANTHROPIC, headers={"anthropic-beta": betas})
         headers = world.provider.asked[0].headers
@@ -186,7 +186,7 @@ async def test_a_stream_that_the_provider_cuts_is_cut_for_the_agent_and_metered(
 
 @pytest.mark.parametrize("wire", WIRES)
 async def test_a_provider_that_cannot_be_reached_is_an_error_to_try_again(tmp_path: Path, wire: Wire) -> None:
-    async with open_world(tmp_path, **{ALIASES[wire]: {"baseUrl": "http://127.0.0.1:9/v1"}}) as world:
+    async with open_world(tmp_path, models={ALIASES[wire]: {"baseUrl": "http://127.0.0.1:9/v1"}}) as world:
         answer = await world.ask(wire)
         assert answer.status_code == 502
         assert "cannot be reached" in answer.text
@@ -290,7 +290,7 @@ async def test_the_scripted_model_answers_on_every_wire_and_is_free(world: World
 
 async def test_a_scripted_alias_may_have_a_price(tmp_path: Path) -> None:
     models = {"play": {"model": "scripted-openai", "provider": "scripted", "cost": {"input": 3, "output": 7}}}
-    async with open_world(tmp_path, **models) as world:
+    async with open_world(tmp_path, models=models) as world:
         await world.ask(Wire.OPENAI, "@usage 10 10\n@say x", alias="play")
         [row] = await settled(world)
     assert row["cost_microusd"] == 100

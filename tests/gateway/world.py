@@ -47,6 +47,7 @@ MODELS = {
     Wire.CHAT: "qwen-coder",
 }
 WIRES = list(Wire)
+Models = Mapping[str, Mapping[str, Any]]
 PATHS = {
     Wire.ANTHROPIC: "/anthropic/v1/messages",
     Wire.OPENAI: "/openai/v1/responses",
@@ -54,19 +55,20 @@ PATHS = {
 }
 
 
-def config_for(provider: Provider, directory: Path, **models: Mapping[str, Any]) -> Config:
+def config_for(provider: Provider, directory: Path, models: Models) -> Config:
     """One alias for each wire, all served by ``provider``; ``models`` adds to them or changes them."""
     credentials = {
         wire.value: {"provider": wire.value, "api_key": KEY, "base_url": provider.base_url(wire)} for wire in Wire
     }
     aliases: dict[str, Any] = {
-        ALIASES[wire]: {"model": MODELS[wire], "provider": wire.value, **models.pop(ALIASES[wire], {})} for wire in Wire
+        ALIASES[wire]: {"model": MODELS[wire], "provider": wire.value, **models.get(ALIASES[wire], {})} for wire in Wire
     }
+    more = {alias: entry for alias, entry in models.items() if alias not in aliases}
     aliases[ALIASES[Wire.CHAT]].setdefault("cost", {"input": 1, "output": 4, "cache_read": 0.1})
     file = directory / "oubliette.jsonc"
     file.write_text(
         json.dumps(
-            {"credentials": {"providers": {"credentials": credentials}}, "models": {"models": {**aliases, **models}}}
+            {"credentials": {"providers": {"credentials": credentials}}, "models": {"models": {**aliases, **more}}}
         )
     )
     config, _ = load_config(file, {})
@@ -77,6 +79,7 @@ def config_for(provider: Provider, directory: Path, **models: Mapping[str, Any])
 class World:
     """A running gateway and what is around it."""
 
+    config: Config
     gateway: Gateway
     meter: Meter
     store: Store
@@ -145,12 +148,12 @@ def request_body(
     return {"model": alias, "stream": stream, "messages": [{"role": "user", "content": content}]}
 
 
-def lay_out(tx: Tx, settings: Mapping[str, Any] | None = None) -> None:
+def lay_out(tx: Tx, settings: Mapping[str, Any] | None = None, capability: str = CAPABILITY) -> None:
     """A project with a container ``c1`` and a session in it that is in its first turn."""
     by = {"kind": "token", "id": "tok_1", "name": "laptop"}
     projects.insert(tx, ProjectRow("p1", "shop", PlaceState.READY, AT, AT, by, "w1", settings=dict(settings or {})))
     workspaces.insert(tx, WorkspaceRow("w1", "p1", True, PlaceState.READY, AT))
-    containers.insert(tx, ContainerRow("c1", "p1", "w1", "fake", 1, CAPABILITY, ContainerState.READY, AT))
+    containers.insert(tx, ContainerRow("c1", "p1", "w1", "fake", 1, capability, ContainerState.READY, AT))
     add_session(tx, "gogol_1", "ses_1")
 
 
@@ -181,21 +184,25 @@ def add_session(tx: Tx, session_id: str, agent_session_id: str, **fields: Any) -
 
 @asynccontextmanager
 async def open_world(
-    directory: Path, *, settings: Mapping[str, Any] | None = None, **models: Mapping[str, Any]
+    directory: Path,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    capability: str = CAPABILITY,
+    models: Models | None = None,
 ) -> AsyncIterator[World]:
-    """Everything up; keyword arguments are aliases of the config."""
+    """Everything up; ``models`` adds aliases to the config or changes them."""
     events: list[EventRow] = []
     async with (
         open_provider(key=KEY) as provider,
         open_store(directory / "oubliette.db", publish=events.extend, synchronous="OFF") as store,
         trio.open_nursery() as nursery,
     ):
-        await store.write(partial(lay_out, settings=settings))
-        config = config_for(provider, directory, **models)
+        await store.write(partial(lay_out, settings=settings, capability=capability))
+        config = config_for(provider, directory, models or {})
         meter = Meter(store, config)
         await nursery.start(meter.run)
         gateway = Gateway(config, meter)
         serve = partial(gateway.serve_model, container_id="c1")
         [listener] = await nursery.start(partial(trio.serve_tcp, serve, 0, host="127.0.0.1"))
-        yield World(gateway, meter, store, provider, listener.socket.getsockname()[1], events)
+        yield World(config, gateway, meter, store, provider, listener.socket.getsockname()[1], events)
         nursery.cancel_scope.cancel()

@@ -17,7 +17,7 @@ import trio
 
 from oubliette.runtime import linux
 from oubliette.runtime.base import Mount
-from oubliette.runtime.bubblewrap import Bubblewrap
+from oubliette.runtime.bubblewrap import NOBODY, Bubblewrap
 from tests.runtime.contract import ENVIRONMENT, Kit, cleaned
 from tests.runtime.outside import listening, outside
 
@@ -252,7 +252,9 @@ async def test_shared_memory_and_scratch_have_an_end_and_nothing_else_can_be_wri
         name = await own.run()
         result = await own.runtime.exec(name, ["sh", "-c", "head -c 80000000 /dev/zero > /dev/shm/x"])
         assert b"space" in result.stderr
-        found = await own.sh(name, "find / -path /proc -prune -o -writable ! -type l -print 2>/dev/null; true")
+        found = await own.sh(
+            name, "find / -path /proc -prune -o -path /dev/pts -prune -o -writable ! -type l -print || true"
+        )
     devices = {f"/dev/{name}" for name in ("full", "null", "random", "tty", "urandom", "zero")}
     assert set(found.split()) - devices == {"/dev/shm", "/dev/shm/x", "/tmp", "/workspaces/w"}
 
@@ -317,6 +319,34 @@ def own_address() -> str:
         return str(probe.getsockname()[0])
 
 
+RAW = """
+import socket
+for kind in (socket.IPPROTO_ICMP, socket.IPPROTO_RAW):
+    try:
+        socket.socket(socket.AF_INET, socket.SOCK_RAW, kind)
+        print("made")
+    except OSError as error:
+        print(error.errno)
+"""
+
+
+@pytest.mark.parametrize("network", ["none", "bridge"])
+async def test_a_sandbox_cannot_administer_its_own_network(own: Kit, network: str) -> None:
+    """The owner of a user namespace has every capability over it from outside, with none in its own sets."""
+    with trio.fail_after(SECONDS):
+        name = await own.run(network=network)
+        for command in (
+            "ip address add 10.9.9.9/32 dev lo",
+            "ip link set lo down",
+            "ip link add x type veth",
+            "ip route add 10.8.8.8/32 dev lo",
+        ):
+            result = await own.runtime.exec(name, ["sh", "-c", command])
+            assert result.exit_code != 0, command
+            assert b"not permitted" in result.stderr, result.stderr
+        assert await own.python(name, RAW) == "1\n1\n"
+
+
 async def test_a_bridged_sandbox_reaches_the_world_and_is_reached_by_nobody(own: Kit) -> None:
     with trio.fail_after(SECONDS), outside() as place:
         name = await own.run(network="bridge")
@@ -339,7 +369,7 @@ async def test_what_joins_a_network_ends_with_its_sandbox_and_has_no_rights(own:
         name = await own.run(network="bridge")
         record = json.loads((own.place / "sandboxes" / name / "run.json").read_text())
         pasta = record["pasta"][0]
-        assert uids_of(pasta) == {own.uid}
+        assert uids_of(pasta) == {NOBODY if os.geteuid() == 0 else own.uid}
         assert linux.namespace_number(pasta, "user") != linux.namespace_number(os.getpid(), "user")
         os.kill(record["shim"][0], signal.SIGKILL)
         await own.runtime.remove(name)

@@ -23,6 +23,7 @@ import trio
 
 from oubliette import clock, stopping
 from oubliette.agent.message_id import new_message_id
+from oubliette.api.agents import AgentDoor
 from oubliette.api.api import run_api
 from oubliette.api.services import Services
 from oubliette.config import Config
@@ -140,7 +141,8 @@ class _Daemon:
         self.toolbox = Toolbox(home)
         self.meter = Meter(store, config)
         self.gateway = Gateway(config, self.meter)
-        self.relays = RelayHost(serve_model=self.gateway.serve_model)
+        self.agents = AgentDoor(version("oubliette"))
+        self.relays = RelayHost(serve_model=self.gateway.serve_model, serve_mcp=self.agents.serve)
         self.containers = Containers(
             store=store,
             config=config,
@@ -203,7 +205,7 @@ class _Daemon:
                 await sessions.start(self.tree.run)
                 await sessions.start(self.projects.run)
                 async with trio.open_nursery() as doors:
-                    addresses = await doors.start(partial(run_api, self.services, shutdown=stop))
+                    addresses = await doors.start(partial(run_api, self.services, shutdown=stop, agents=self.agents))
                     self._announce(addresses)
                     url = addresses[0]
                     task_status.started(Running(url, secret, self.services, self.containers, self.tree))

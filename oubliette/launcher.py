@@ -11,7 +11,7 @@ import trio
 
 from oubliette.agent.base import Agent
 from oubliette.agent.opencode import OpenCode
-from oubliette.agent.opencode_config import ModelCost, ModelEntry, opencode_config, opencode_process
+from oubliette.agent.opencode_config import TOOLKIT_INSIDE, ModelCost, ModelEntry, opencode_config, opencode_process
 from oubliette.agent.toolkit import OPENCODE_VERSION
 from oubliette.config import Config
 from oubliette.container.link import RelayLink
@@ -23,6 +23,16 @@ from oubliette.gateway.models import ResolvedModel, all_models
 
 CONFIG_FILE = "opencode.json"
 PER_MILLION = 1_000_000
+OWN_SERVER = "oubliette"
+OWN_SERVER_TIMEOUT_MS = 300_000
+"""Longer than any call of ours takes; OpenCode gives a silent one up after a minute otherwise."""
+_OWN = {
+    "type": "local",
+    "command": ["python3", "-ISB", f"{TOOLKIT_INSIDE}/python/oubliette_client"],
+    "enabled": True,
+    "timeout": OWN_SERVER_TIMEOUT_MS,
+}
+"""Our own tools for the agent: a program inside that carries lines to the relay's socket."""
 
 
 class OpenCodeLauncher:
@@ -49,7 +59,7 @@ class OpenCodeLauncher:
         content = opencode_config(
             entries,
             capability=row.capability,
-            mcp_servers={name: _server(server) for name, server in servers.items()},
+            mcp_servers={**servers, OWN_SERVER: _OWN},
             default_model=project.settings.get("model") or self._config.default_model(),
         )
         return {CONFIG_FILE: json.dumps(content).encode()}

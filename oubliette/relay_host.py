@@ -40,6 +40,8 @@ _OUT_OF_RESOURCES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 ServeStream = Callable[[trio.abc.HalfCloseableStream, str], Awaitable[None]]
 """Serves one stream of the container whose id comes second; the stream is closed for it afterwards."""
+ServeMcp = Callable[[trio.abc.HalfCloseableStream, str, str], Awaitable[None]]
+"""The same, with the caller whose tools are asked for; empty: our own."""
 
 
 class PrefixedStream(trio.abc.HalfCloseableStream):
@@ -73,7 +75,7 @@ class PrefixedStream(trio.abc.HalfCloseableStream):
 class RelayHost:
     """Listens for relays. ``serve_model`` gets ``http`` streams, ``serve_mcp`` gets ``mcp`` ones (None: refused)."""
 
-    def __init__(self, *, serve_model: ServeStream, serve_mcp: ServeStream | None = None) -> None:
+    def __init__(self, *, serve_model: ServeStream, serve_mcp: ServeMcp | None = None) -> None:
         self._serve_model = serve_model
         self._serve_mcp = serve_mcp
 
@@ -149,7 +151,7 @@ class RelayHost:
             elif hello.kind == "http":
                 await self._serve_model(stream, door.link.container_id)
             elif self._serve_mcp is not None:
-                await self._serve_mcp(stream, door.link.container_id)
+                await self._serve_mcp(stream, door.link.container_id, hello.id)
             else:
                 raise RemoteWireError("mcp is not served here")
         return False

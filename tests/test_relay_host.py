@@ -123,19 +123,19 @@ async def test_a_hello_must_come_in_time(tmp_path: Path, monkeypatch: pytest.Mon
 async def test_what_comes_with_the_hello_belongs_to_the_stream(tmp_path: Path) -> None:
     heard: list[tuple[bytes, str]] = []
 
-    async def serve_mcp(stream: trio.abc.HalfCloseableStream, container_id: str) -> None:
-        heard.append((bytes(await stream.receive_some(3)), container_id))
+    async def serve_mcp(stream: trio.abc.HalfCloseableStream, container_id: str, caller_id: str) -> None:
+        heard.append((bytes(await stream.receive_some(3)), container_id + caller_id))
         heard.append((await read_all(stream), container_id))
         await stream.send_all(b"bye")
 
     async with (
         listening(tmp_path, serve_mcp=serve_mcp),
-        await dial(tmp_path, encode_hello(Hello("mcp")) + b"abcdef") as stream,
+        await dial(tmp_path, encode_hello(Hello("mcp", "-ide")) + b"abcdef") as stream,
     ):
         await stream.send_all(b"ghi")
         await stream.send_eof()
         assert await read_all(stream) == b"bye"
-    assert heard == [(b"abc", "c1"), (b"defghi", "c1")]
+    assert heard == [(b"abc", "c1-ide"), (b"defghi", "c1")]
 
 
 async def test_mcp_is_refused_where_it_is_not_served(tmp_path: Path) -> None:

@@ -45,8 +45,9 @@ HEALTH_PAUSE_SECONDS = 0.05
 PROMPT_SECONDS = 60.0
 """It answers when the message is stored; large images are scaled before that."""
 ABORT_SECONDS = 5.0
-ABORTED_SECONDS = 3.0
-"""How long ``abort`` waits for the last words of the turn."""
+ABORT_TRIES = 3
+ABORTED_SECONDS = 1.0
+"""How long ``abort`` waits for the last words of the turn each time."""
 WARM_SECONDS = 15.0
 MCP_SECONDS = 40.0
 COMPLETE_SECONDS = (0.0, 0.1, 0.2, 0.4)
@@ -251,10 +252,14 @@ class OpenCode:
         feed = self._feeds.get(agent_session_id)
         if feed is not None:
             feed.mapper.aborting()
-        await self._call("POST", f"/session/{agent_session_id}/abort", directory, seconds=ABORT_SECONDS)
-        if feed is not None:
+        for _ in range(ABORT_TRIES):
+            # Again, because a prompt that was just sent may begin its turn after the first abort found nothing.
+            await self._call("POST", f"/session/{agent_session_id}/abort", directory, seconds=ABORT_SECONDS)
+            if feed is None:
+                return
             with trio.move_on_after(ABORTED_SECONDS):
                 await feed.over.wait()
+                return
 
     # --- asks
 

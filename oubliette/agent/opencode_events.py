@@ -282,6 +282,7 @@ class EventMapper:
         for message in self._turn.messages.values() if self._turn else ():
             for part in message.parts.values():
                 part.done = part.done or (part.kind != "tool" and not part.ended)
+                part.abandoned = True
             found += self._release(message)
         return found
 

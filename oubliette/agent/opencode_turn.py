@@ -28,6 +28,8 @@ class Part:
     """What was previewed of a tool's output."""
     tool: Mapping[str, Any] | None = None
     done: bool = False
+    abandoned: bool = False
+    """Of an answer that broke off and was asked for again: no part of the final text."""
 
 
 @dataclass(slots=True)
@@ -75,7 +77,8 @@ class Turn:
     def end(self) -> AgentIdle:
         """How the turn ended, once nothing more is to come."""
         last = self.last
-        texts = [part.text for part in last.parts.values() if part.kind == "text" and part.text] if last else []
+        parts = last.parts.values() if last else ()
+        texts = [part.text for part in parts if part.kind == "text" and part.text and not part.abandoned]
         final = "" if last is None or last.summary else "\n\n".join(texts)
         failure = last.error if last else self.error
         if self.aborted or text_at(failure, "name") == shapes.ABORTED:

@@ -170,6 +170,23 @@ def _covers(glob: str, name: str) -> bool:
     return matches(glob, name) or matches(name, glob)
 
 
+def names_tool(glob: str, tool: str) -> bool:
+    """Whether an entry of a tool list means that tool, by its own name or by one that shares its permission."""
+    return matches(_permission(glob), _permission(tool))
+
+
+def is_covered(tool: str, allowed: Iterable[str]) -> bool:
+    """Whether all that ``tool`` means (a name, or a glob of them) is among what ``allowed`` means."""
+    wanted = _permission(tool)
+    for one in map(_permission, allowed):
+        start = one.removesuffix("*")
+        exact = "*" not in wanted and "?" not in wanted
+        whole = one.endswith("*") and not {"*", "?"} & set(start) and wanted.startswith(start)
+        if one == wanted or whole or (exact and matches(one, wanted)):
+            return True
+    return False
+
+
 def matches(glob: str, text: str) -> bool:
     """OpenCode's wildcards: ``*`` is anything, ``?`` one character, a final `` *`` may be absent."""
     pattern = re.escape(glob).replace(r"\*", ".*").replace(r"\?", ".")

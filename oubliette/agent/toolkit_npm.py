@@ -101,7 +101,8 @@ async def _pack(npm: str, package: Package, scratch: Path, local: Path, report: 
                 code = await process.wait()
                 nursery.cancel_scope.cancel("npm ended")
     finally:
-        await _end(process)
+        with trio.move_on_after(KILL_SECONDS, shield=True):
+            await _end(process)
     if patience.cancelled_caught:
         raise AgentError(f"fetch {package.spec}: npm did not end in {FETCH_SECONDS:g} s")
     if code != 0:
@@ -146,13 +147,12 @@ def _size(folder: Path) -> int:
 
 async def _end(process: trio.Process) -> None:
     """npm and everything it started, gone: a cancelled fetch must not go on."""
-    with trio.move_on_after(KILL_SECONDS, shield=True):
-        if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            await process.wait()
-        if process.stderr is not None:
-            await process.stderr.aclose()
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        await process.wait()
+    if process.stderr is not None:
+        await process.stderr.aclose()
 
 
 def _verify(archive: Path, package: Package) -> None:

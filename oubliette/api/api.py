@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Final
 
 import trio
 
 from oubliette.api import mcp_private
+from oubliette.api.agents import AgentDoor
 from oubliette.api.desk import Desk
 from oubliette.api.door import Door
 from oubliette.api.firehose import Firehose
@@ -41,8 +42,10 @@ class Api:
 
 
 @asynccontextmanager
-async def open_api(services: Services, tools: Sequence[Tool] = TOOLS) -> AsyncIterator[Api]:
-    """Everything behind the doors, with its services running."""
+async def open_api(
+    services: Services, tools: Sequence[Tool] = TOOLS, *, agents: AgentDoor | None = None
+) -> AsyncIterator[Api]:
+    """Everything behind the doors, with its services running. ``agents``: the door that containers dial."""
     shared = Shared(services)
     desk = Desk(shared, Registry(tools))
     firehose = Firehose()
@@ -56,7 +59,8 @@ async def open_api(services: Services, tools: Sequence[Tool] = TOOLS) -> AsyncIt
         ended, ends = trio.open_memory_channel[str](1000)
         nursery.start_soon(_end_protocol_sessions, mcp, notifier, ends)
         shared.live.on_end = ended.send_nowait
-        yield api
+        async with agents.open(desk) if agents is not None else nullcontext():
+            yield api
         nursery.cancel_scope.cancel(reason="the doors are closed")
 
 
@@ -73,10 +77,11 @@ async def run_api(
     *,
     shutdown: trio.Event,
     tools: Sequence[Tool] = TOOLS,
+    agents: AgentDoor | None = None,
     task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """A service: HTTP and MCP until ``shutdown``. ``started`` gets the bound addresses. Returns only when told."""
-    async with open_api(services, tools) as api:
+    async with open_api(services, tools, agents=agents) as api:
         await serve_http(
             api.app,
             services.config.server,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections import OrderedDict
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from oubliette.api.live import Live
 from oubliette.core.access import parse_scope
 from oubliette.core.limits import BAD_TOKENS_PER_SECOND
 from oubliette.core.model import Principal, TokenRow
+from oubliette.core.tokens import secret_hash
 from oubliette.errors import OublietteError, RequestError
 from oubliette.store import tokens
 from oubliette.store.database import Store, Tx
@@ -33,11 +33,6 @@ WATCH_SECONDS: Final = 0.4
 TOUCH_SECONDS: Final = 30
 """How often ``last_used_at`` is written."""
 _REMEMBERED: Final = 10_000
-
-
-def secret_hash(secret: str) -> bytes:
-    """What the store keeps of a token's secret."""
-    return hashlib.sha256(secret.encode()).digest()
 
 
 @dataclass(slots=True)

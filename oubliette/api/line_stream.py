@@ -52,9 +52,7 @@ class _Lines:
     async def serve(self, server: Server[Any], caller: object) -> None:
         inward, received = create_context_streams[SessionMessage | Exception](0)
         sent, outward = create_context_streams[SessionMessage](0)
-        dispatcher: JSONRPCDispatcher[Any] = JSONRPCDispatcher(
-            received, sent, inline_methods=frozenset({"initialize"})
-        )
+        dispatcher: JSONRPCDispatcher[Any] = JSONRPCDispatcher(received, sent, inline_methods=frozenset({"initialize"}))
         connection = Connection.from_envelope(LATEST_HANDSHAKE_VERSION, None, None, outbound=dispatcher)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._read, inward, nursery.cancel_scope)

@@ -65,8 +65,11 @@ def _healthy(daemon: Daemon) -> bool:
 
 
 def _last_words(path: Path) -> str:
+    """Its complaint with the hint, else its last line."""
     lines = path.read_text(errors="replace").strip().splitlines()
-    return lines[-1] if lines else f"It left no words in {path}."
+    complaint = next((index for index, line in enumerate(lines) if line.startswith("oubliette: ")), len(lines) - 1)
+    words = " ".join(line.strip() for line in lines[max(complaint, 0) :][:2]).removeprefix("oubliette: ")
+    return words or f"It left no words in {path}."
 
 
 def stop(home: Home, pid: int, *, seconds: float = STOP_SECONDS) -> bool:

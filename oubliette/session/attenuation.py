@@ -12,6 +12,7 @@ from typing import Any
 from oubliette.agent.permissions import is_covered, names_tool
 from oubliette.core.model import Autonomy, Json, Reasoning, SessionRow, TurnRow
 from oubliette.errors import RequestError
+from oubliette.session import units
 from oubliette.session.requests import SpawnArgs, TurnArgs
 from oubliette.session.status import require_session
 from oubliette.store import turns
@@ -63,8 +64,8 @@ def child(caller: Caller, args: SpawnArgs) -> SpawnArgs:
         ("max_cost_usd", args.max_cost_usd is not None),
         ("caller_tools", args.caller_id is not None or bool(args.caller_tools)),
     )
-    for name, given in refused:
-        if given:
+    for name, chosen in refused:
+        if chosen:
             raise _refused(name, f"A session may not choose {name} for its children.")
     given = args.turn
     turn = replace(
@@ -147,7 +148,7 @@ def _settings(row: SessionRow, turn: TurnRow | None) -> Json:
 
 
 def _limit_seconds(row: SessionRow, turn: TurnRow | None) -> float:
-    return turn_limit({**row.settings, **(turn.overrides if turn is not None else {})}, row.limits).total_seconds()
+    return units.deadline_of(row, turn).total_seconds()
 
 
 def _refused(field: str, why: str) -> RequestError:

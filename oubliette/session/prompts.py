@@ -5,12 +5,15 @@ from __future__ import annotations
 from functools import partial
 
 from oubliette.agent.base import AgentSessionSpec, Attachment, Prompt
+from oubliette.agent.permissions import is_covered, names_tool
 from oubliette.core.model import Autonomy, Json, ProjectRow, Reasoning, SessionRow, TurnRow
 from oubliette.errors import ContainerError, RequestError
 from oubliette.session.deps import Deps, ReadyContainer
 from oubliette.store import attachments, projects
 
 CONTEXT_DIRECTORY = "/state/context"
+TOOL = "oubliette_session"
+"""What the model calls our session tool."""
 
 
 async def _project(deps: Deps, row: SessionRow) -> ProjectRow:
@@ -45,7 +48,10 @@ async def prompt(deps: Deps, row: SessionRow, turn: TurnRow, container: ReadyCon
     """The prompt of one turn; the context of a session goes along with its first one as a file in the agent's state."""
     settings = _effective(row, turn)
     files = await deps.store.read(partial(attachments.for_turn, session_id=row.session_id, turn=turn.turn))
+    spec = await agent_session(deps, row, turn, directory)
     system = [_ABOUT.format(directory=directory)]
+    if _may_spawn(row, spec):
+        system.append(_CHILDREN)
     context = row.settings.get("context")
     if context:
         path = f"{CONTEXT_DIRECTORY}/{row.session_id}.md"
@@ -61,8 +67,16 @@ async def prompt(deps: Deps, row: SessionRow, turn: TurnRow, container: ReadyCon
         system="\n\n".join(system),
         attachments=[Attachment(one.filename, one.content_type, one.data) for one in files],
         reasoning=Reasoning(settings.get("reasoning", row.reasoning)),
-        spec=await agent_session(deps, row, turn, directory),
+        spec=spec,
     )
+
+
+def _may_spawn(row: SessionRow, spec: AgentSessionSpec) -> bool:
+    """Whether the agent sees the tool and is not on the tree's last level."""
+    hidden = any(names_tool(one, TOOL) for one in spec.tools_disallowed)
+    offered = not hidden and (spec.tools_allowed is None or is_covered(TOOL, spec.tools_allowed))
+    deepest = row.limits.get("max_recursion_depth")
+    return offered and (deepest is None or row.depth < deepest)
 
 
 async def _leave(container: ReadyContainer, path: str, text: str) -> None:
@@ -84,4 +98,11 @@ async def _leave(container: ReadyContainer, path: str, text: str) -> None:
 _ABOUT = (
     "You work without a screen in a container of your own; your project is in {directory}. "
     "Nobody watches while you work: finish the task, then say in a few sentences what you did and what is left."
+)
+
+_CHILDREN = (
+    f"With the tool {TOOL} you can give parts of the task to other agents that work beside you in the same files: "
+    "action spawn with a message starts one and answers at once, action wait returns the final texts of all you have "
+    "started (call it again while it says timed_out), action message gives one its next task. A child knows only what "
+    "its message says, so say everything it needs; do small things yourself."
 )

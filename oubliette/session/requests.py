@@ -23,6 +23,8 @@ class TurnArgs:
     system: str | None = None
     attachments: Sequence[Attachment] = ()
     timeout_minutes: float | None = None
+    at_most_minutes: float | None = None
+    """What the session that sends it has left: the turn gets no more, whatever its own limit."""
     request_key: str | None = None
 
 

@@ -20,7 +20,7 @@ from oubliette.core.model import (
     session_id,
 )
 from oubliette.errors import RequestError
-from oubliette.session import ask_units, choices, ending, units, views, waiting
+from oubliette.session import ask_units, attenuation, choices, ending, units, views, waiting
 from oubliette.session.deps import Deps
 from oubliette.session.requests import MessageArgs, SpawnArgs
 from oubliette.session.session import Session
@@ -80,9 +80,8 @@ class SessionTree:
             return
         session = Session(self._deps, row.session_id)
         self._live[row.session_id] = session
+        # Detached ones outlive their root too, and so may those below them: these have their tasks here.
         parent = self._live.get(row.parent_id) if row.parent_id and not row.detached else None
-        if parent is None and row.depth > 0:
-            parent = self._live.get(row.root_id)
         if parent is not None and not parent.finished.is_set():
             parent.adopt(session)
         else:
@@ -107,7 +106,7 @@ class SessionTree:
         """A new session, or an idle one resumed. Answers as soon as it is durable; the rest comes up behind."""
         self._accepting()
         project_id = self._project_of(principal, args.project_id)
-        workspace_created = args.create_workspace
+        workspace_created = args.create_workspace and principal.kind != "session"
         workspace_id = args.workspace_id
         if workspace_created:
             workspace_id = await self._create_workspace(principal, project_id)
@@ -120,6 +119,7 @@ class SessionTree:
                     workspace_id=workspace_id,
                     args=args,
                     workspace_created=workspace_created,
+                    seconds_left=self._seconds_left(principal),
                 )
             )
         self._start(accepted.row)
@@ -134,7 +134,12 @@ class SessionTree:
         workspace_id: str | None,
         args: SpawnArgs,
         workspace_created: bool,
+        seconds_left: float | None,
     ) -> tuple[units.Accepted, Json]:
+        if principal.kind == "session":
+            args = attenuation.child(attenuation.caller_of(tx, principal.id, seconds_left), args)
+            project_id, workspace_id = args.project_id or project_id, args.workspace_id
+        parent = sessions.get(tx, args.parent_id) if args.parent_id is not None else None
         project = projects.get(tx, project_id)
         if project is None:
             raise RequestError("not_found", f"There is no project {project_id[:64]!r}.", field="project_id")
@@ -150,13 +155,18 @@ class SessionTree:
             autonomy=choices.choose_autonomy(config, project, turn.autonomy),
             reasoning=choices.choose_reasoning(config, project, turn.reasoning),
             limits={
-                **choices.limits_of(config, project),
+                **(parent.limits if parent is not None else choices.limits_of(config, project)),
                 **({"max_cost_usd": args.max_cost_usd} if args.max_cost_usd is not None else {}),
             },
             at=at,
         )
         accepted = replace(units.spawn(tx, new), workspace_created=workspace_created)
         return accepted, views.spawn_result(tx, accepted)
+
+    def _seconds_left(self, principal: Principal) -> float | None:
+        """Of the running turn of a session that calls."""
+        session = self._live.get(principal.id) if principal.kind == "session" else None
+        return session.driver.seconds_left if session is not None and session.driver is not None else None
 
     def _project_of(self, principal: Principal, asked: str | None) -> str:
         project_id = asked or principal.scope.project_id
@@ -188,7 +198,13 @@ class SessionTree:
             target = fitting[0]
         with trio.CancelScope(shield=True):
             accepted, result = await self._deps.store.write(
-                partial(self._message_unit, principal=principal, session_id=target, args=args)
+                partial(
+                    self._message_unit,
+                    principal=principal,
+                    session_id=target,
+                    args=args,
+                    seconds_left=self._seconds_left(principal),
+                )
             )
         self._start(accepted.row)
         if args.delivery == "interrupt":
@@ -196,14 +212,17 @@ class SessionTree:
         return result
 
     def _message_unit(
-        self, tx: Tx, *, principal: Principal, session_id: str, args: MessageArgs
+        self, tx: Tx, *, principal: Principal, session_id: str, args: MessageArgs, seconds_left: float | None
     ) -> tuple[units.Accepted, Json]:
         row = require_session(tx, session_id)
-        if args.turn.model is not None:
+        turn = args.turn
+        if principal.kind == "session":
+            turn = attenuation.message(attenuation.caller_of(tx, principal.id, seconds_left), row, turn)
+        if turn.model is not None:
             project = projects.get(tx, row.project_id)
             if project is not None:
-                choices.choose_model(self._deps.config, project, args.turn.model)
-        accepted = units.enqueue(tx, session_id, args.turn, principal, self._deps.now())
+                choices.choose_model(self._deps.config, project, turn.model)
+        accepted = units.enqueue(tx, session_id, turn, principal, self._deps.now())
         return accepted, views.spawn_result(tx, accepted)
 
     # --- following

@@ -79,6 +79,11 @@ class TurnDriver:
             self._stopping = (outcome, reason, kill)
             self._scope.cancel(f"turn {outcome}")
 
+    @property
+    def seconds_left(self) -> float:
+        """Of the turn's time limit; what passes while somebody is asked does not count."""
+        return max(0.0, self._scope.deadline - trio.current_time()) if self._clock_runs else self._left
+
     async def reply(self, request: RequestRow, resolution: Json) -> None:
         """Tell the agent how an ask was settled (the row is already written). Quiet when the agent is gone."""
         if self._asks is not None:

@@ -166,6 +166,7 @@ def overrides_of(args: TurnArgs) -> Json:
         "tools_disallowed": list(args.tools_disallowed) if args.tools_disallowed is not None else None,
         "system": args.system,
         "timeout_minutes": args.timeout_minutes,
+        "at_most_minutes": args.at_most_minutes,
     }
     return {key: value for key, value in given.items() if value is not None}
 
@@ -314,13 +315,17 @@ def drop_queued(tx: Tx, session_id: str, at: datetime, outcome: Outcome = Outcom
 def mark_ending(tx: Tx, session_id: str, how: Literal["completed", "cancelled"], at: datetime) -> list[SessionRow]:
     """Step one of ending a subtree: from this commit everything of these sessions is refused.
 
-    Returns the sessions this call took hold of, leaves last; empty when all of it had ended or is ending already.
+    Returns the sessions this call took hold of, leaves last; empty when all of it had ended or is ending already. What
+    was detached is left alone, with all below it, unless it is cancelled.
     """
     taken = []
+    apart: set[str | None] = set()
     for row in sessions.subtree(tx, session_id):
-        if not row.open or row.ending is not None:
+        detached = row.detached and row.session_id != session_id
+        if how == "completed" and (detached or row.parent_id in apart):
+            apart.add(row.session_id)
             continue
-        if row.detached and row.session_id != session_id and how == "completed":
+        if not row.open or row.ending is not None:
             continue
         sessions.update(tx, row.session_id, ending=how, updated_at=at)
         drop_queued(tx, row.session_id, at)
@@ -351,9 +356,12 @@ def finish_sessions(tx: Tx, ids: Sequence[str], at: datetime, asked_id: str) -> 
             )
 
 
-def deadline_of(row: SessionRow, turn: TurnRow) -> timedelta:
-    """How long this turn may work: the message's own limit, the session's, the tree's."""
-    minutes = turn.overrides.get("timeout_minutes", row.settings.get("timeout_minutes"))
-    if minutes is not None:
-        return timedelta(minutes=float(minutes))
-    return timedelta(seconds=float(row.limits.get("turn_timeout_seconds", 3600)))
+def deadline_of(row: SessionRow, turn: TurnRow | None) -> timedelta:
+    """How long this turn may work: the message's own limit, the session's, the tree's; at most what its sender had."""
+    said = {**row.settings, **(turn.overrides if turn is not None else {})}
+    seconds = float(row.limits.get("turn_timeout_seconds", 3600))
+    if said.get("timeout_minutes") is not None:
+        seconds = float(said["timeout_minutes"]) * 60
+    if said.get("at_most_minutes") is not None:
+        seconds = min(seconds, float(said["at_most_minutes"]) * 60)
+    return timedelta(seconds=seconds)

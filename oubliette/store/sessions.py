@@ -119,6 +119,11 @@ def subtree(tx: Tx, session_id: str) -> list[SessionRow]:
     return ordered
 
 
+def children(tx: Tx, session_id: str) -> list[SessionRow]:
+    """Its direct children, oldest first."""
+    return _SESSIONS.list(tx, "WHERE t.parent_id = ? ORDER BY t.created_at, t.session_key", session_id)
+
+
 def ancestors(tx: Tx, session_id: str) -> list[str]:
     """Its own id, its parent's, … the root's."""
     rows = tx.rows(

@@ -183,6 +183,21 @@ async def test_an_abort_during_a_long_command_ends_the_turn_with_the_result_befo
     assert following.idle == AgentIdle(final_text="next")
 
 
+@pytest.mark.parametrize("milliseconds", [1, 5, 15, 40, 80])
+async def test_a_prompt_cancelled_at_any_moment_and_then_aborted_runs_nothing(
+    rig: Rig, directory: str, milliseconds: int
+) -> None:
+    session = await rig.session(directory)
+    text = script({"call": [["bash", {"command": "sleep 5; touch survived"}]]})
+    with trio.move_on_after(milliseconds / 1000):
+        await rig.agent.prompt(session, directory, rig.prompt(text))
+    with trio.fail_after(5):
+        await rig.agent.abort(session, directory)
+    assert not await rig.agent._queries.is_running(session, directory)
+    assert (await rig.turn(session, directory, script({"say": "next"}))).idle == AgentIdle(final_text="next")
+    assert read(directory, "survived") is None
+
+
 async def test_an_abort_without_a_turn_is_fine_and_its_idle_ends_no_later_turn(rig: Rig, directory: str) -> None:
     session = await rig.session(directory)
     await rig.agent.abort(session, directory)

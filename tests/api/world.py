@@ -19,10 +19,10 @@ from mcp.client.streamable_http import streamable_http_client
 
 from oubliette import clock
 from oubliette.api.api import run_api
-from oubliette.api.auth import secret_hash
 from oubliette.api.services import Services
 from oubliette.config import Config
 from oubliette.core.model import Json, TokenRow
+from oubliette.core.tokens import secret_hash
 from oubliette.errors import ContainerExited
 from oubliette.home import Home
 from oubliette.project.projects import Neighbours, Projects

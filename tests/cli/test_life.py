@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -11,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from oubliette.cli import doctor
 from oubliette.cli.main import run_command
 from oubliette.config import load_config
 from oubliette.home import Home, find_home, write_private
+from oubliette.runtime.base import RuntimeReport
 
 from .conftest import Cli
 from .fake_daemon import FakeDaemon, Refusal
@@ -156,3 +159,56 @@ def test_logs_prints_the_newest_lines_made_safe(cli: Cli, home: Home) -> None:
     (home.logs / "oubliette.log").write_text("".join(f'{{"n": {n}}} \x1b[2J\n' for n in range(100)))
     done = cli("logs", "-n", "2")
     assert done.out == '{"n": 98} \\x1b[2J\n{"n": 99} \\x1b[2J\n'
+
+
+def test_a_daemon_that_cannot_start_leaves_its_words_with_the_caller(cli: Cli, home: Home) -> None:
+    write_private(home.config_file, '{\n"server": {"adress": "x"}}')
+    done = cli("serve", "--daemon")
+    assert done.code == 1
+    assert "the daemon did not start (exit code 1)" in done.err
+    assert f'{home.config_file}:2: there is no key "adress" in server Did you mean "address"?' in done.err
+    assert home.holder() is None
+
+
+def fake_reports(ok: bool) -> list[RuntimeReport]:
+    return [
+        RuntimeReport("docker", False, reason="No engine answers.", hint="Start Docker."),
+        RuntimeReport("bubblewrap", ok, version="0.8.0" if ok else "", reason="" if ok else "not allowed"),
+    ]
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_doctor_needs_one_runtime_that_works(
+    cli: Cli, home: Home, monkeypatch: pytest.MonkeyPatch, works: bool
+) -> None:
+    async def probe(_scratch: Path) -> list[RuntimeReport]:
+        return fake_reports(works)
+
+    monkeypatch.setattr(doctor, "_probe_all", probe)
+    write_private(home.config_file, '{"server": {"address": "127.0.0.1:0"}}')
+    found = {one["what"]: one for one in json.loads(cli("doctor", "--json").out)["findings"]}
+    assert found["runtime docker"]["state"] == ("warning" if works else "error")
+    assert found["runtime bubblewrap"]["state"] == ("ok" if works else "error")
+    assert {found[name]["state"] for name in ("python", "git", "npm", "home", "config", "port", "disk")} == {"ok"}
+    assert cli("doctor").code == (0 if works else 1)
+
+
+def test_doctor_says_what_is_broken(cli: Cli, home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def probe(_scratch: Path) -> list[RuntimeReport]:
+        return fake_reports(True)
+
+    monkeypatch.setattr(doctor, "_probe_all", probe)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        write_private(home.config_file, f'{{"server": {{"address": "127.0.0.1:{taken.getsockname()[1]}"}}}}')
+        done = cli("doctor")
+        assert done.code == 1
+        assert "ERROR   port: 127.0.0.1:" in done.out
+    write_private(home.config_file, '{"server": 3}')
+    home.data.chmod(0o777)
+    monkeypatch.setenv("PATH", "/nonexistent")
+    done = cli("doctor")
+    assert done.code == 1
+    for what in ("git", "npm", "home", "config"):
+        assert f"ERROR   {what}: " in done.out

@@ -216,6 +216,22 @@ def test_clients_are_set_up_with_a_token_of_their_own_and_keep_their_other_setti
     assert all(client.name in listed for client in mcp.CLIENTS)
 
 
+@pytest.mark.parametrize("status", [0, 1])
+def test_claude_code_is_set_up_by_its_own_command(
+    cli: Cli, home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    claude = tmp_path / "bin" / "claude"
+    claude.parent.mkdir()
+    claude.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" > {tmp_path}/called\nexit {status}\n')
+    claude.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{claude.parent}:/usr/bin:/bin")
+    done = cli("mcp", "--setup", "claude-code", "--scope", "admin:ro")
+    assert (done.code, done.out) == (status, "")
+    called = (tmp_path / "called").read_text().splitlines()
+    assert called[:2] == ["mcp", "add"]
+    assert called[-1].startswith("Authorization: Bearer oub_")
+
+
 @pytest.mark.parametrize("client", [client.name for client in mcp.CLIENTS])
 def test_what_would_be_written_can_be_printed(cli: Cli, client: str) -> None:
     done = cli("mcp", "--setup", client, "--print", "--url", "https://o.example.org")

@@ -5,6 +5,7 @@ Standard library only; it is fed to ``python3 -`` by test_walls.
 
 import json
 import os
+import pathlib
 import socket
 import sys
 
@@ -69,12 +70,11 @@ def post(path, body, **headers):
 
 
 for place in ("/run/oubliette", "/opt/oubliette", "/usr", "/etc"):
-    attempt(f"write {place}", lambda place=place: open(f"{place}/x", "w"))
+    attempt(f"write {place}", lambda place=place: pathlib.Path(f"{place}/x").write_text("x"))
     attempt(f"link {place}", lambda place=place: os.symlink("/tmp", f"{place}/y"))
 attempt("replace socket", lambda: os.rename(SOCKET, "/tmp/s"))
 attempt("unlink socket", lambda: os.unlink(SOCKET))
-attempt("read root's files", lambda: open("/root/.bashrc").read())
-attempt("mount", lambda: os.unshare(0) if hasattr(os, "unshare") else (_ for _ in ()).throw(OSError(1, "no unshare")))
+attempt("read root's files", lambda: pathlib.Path("/root/.bashrc").read_text())
 
 hellos = {
     "garbage": b"\x00\xff garbage\n",
@@ -102,7 +102,7 @@ for peer in opened:
     peer.close()
 found["ten thousand"] = refused
 
-capability = json.load(open("/run/oubliette/opencode.json"))
+capability = json.loads(pathlib.Path("/run/oubliette/opencode.json").read_text())
 keys = [p["options"]["apiKey"] for p in capability["provider"].values() if "apiKey" in p.get("options", {})]
 key = {"authorization": f"Bearer {keys[0]}"}
 good = json.dumps({"model": "scripted", "messages": [{"role": "user", "content": "@say hi"}]}).encode()

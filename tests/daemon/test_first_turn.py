@@ -136,18 +136,20 @@ async def test_curl_drives_it_and_streams_every_event_once(sandboxed: Daemon) ->
     seen: list[int] = []
     deltas = 0
     with trio.fail_after(90):
-        async with httpx.AsyncClient(timeout=None) as client:
-            async with client.stream("GET", url, headers=sandboxed.headers()) as response:
-                assert response.status_code == 200
-                async for line in response.aiter_lines():
-                    if not line.startswith("data:"):
-                        continue
-                    event = json.loads(line[5:])
-                    if event["type"] == "delta":
-                        deltas += 1
-                        continue
-                    seen.append(event["index"])
-                    if event["type"] == "completion":
-                        break
+        async with (
+            httpx.AsyncClient(timeout=None) as client,
+            client.stream("GET", url, headers=sandboxed.headers()) as response,
+        ):
+            assert response.status_code == 200
+            async for line in response.aiter_lines():
+                if not line.startswith("data:"):
+                    continue
+                event = json.loads(line[5:])
+                if event["type"] == "delta":
+                    deltas += 1
+                    continue
+                seen.append(event["index"])
+                if event["type"] == "completion":
+                    break
     assert seen == list(range(len(seen)))
     assert deltas > 0

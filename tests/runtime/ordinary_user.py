@@ -20,13 +20,13 @@ USER = 54321
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def as_ordinary_user(argv: Sequence[str], *, own: Path) -> list[str]:
+def as_ordinary_user(argv: Sequence[str], *, own: Path, readable: Iterable[Path] = ()) -> list[str]:
     """The command that runs ``argv`` as USER (as whoever we are, when that is not root). ``own`` becomes USER's."""
     if os.geteuid() != 0:
         return [*argv]
     own.mkdir(parents=True, exist_ok=True)
     os.chown(own, USER, USER)
-    needed = [ROOT, Path(sys.prefix), Path(sys.base_prefix), Path(pytest.__file__).parents[1], own]
+    needed = [ROOT, Path(sys.prefix), Path(sys.base_prefix), Path(pytest.__file__).parents[1], own, *readable]
     identity = ["setpriv", "--reuid", str(USER), "--regid", str(USER), "--clear-groups", "--"]
     script = "\n".join([*_reachable(needed), *_TUN, f"exec {shlex.join([*identity, *argv])}"])
     return ["unshare", "--mount", "--propagation", "private", "sh", "-euc", script]

@@ -13,21 +13,29 @@ import trio
 from oubliette.runtime import process
 from tests.runtime.ordinary_user import ROOT, as_ordinary_user
 from tests.runtime.outside import OUTSIDE, outside
+from tests.runtime.test_bubblewrap_agent import TOOLKIT, toolkit_path
 
 SECONDS = 540
 
 pytestmark = pytest.mark.engine
 
 
-@pytest.mark.parametrize(
-    "files", ["test_contract.py", "test_walls.py", "test_bubblewrap_life.py test_bubblewrap_walls.py"]
+SUITES = (
+    ["test_contract.py"],
+    ["test_walls.py"],
+    ["test_bubblewrap_life.py", "test_bubblewrap_walls.py"],
+    ["test_bubblewrap_agent.py"],
 )
-async def test_an_ordinary_user_has_the_same_sandboxes_without_root(files: str, tmp_path: Path) -> None:
-    own = tmp_path / "own"
-    suite = [f"tests/runtime/{name}" for name in files.split()]
+
+
+@pytest.mark.parametrize("files", SUITES, ids=lambda files: files[0])
+async def test_an_ordinary_user_has_the_same_sandboxes_without_root(files: list[str], tmp_path: Path) -> None:
+    own, toolkit = tmp_path / "own", await toolkit_path()
+    suite = [f"tests/runtime/{name}" for name in files]
     options = ["-q", "-k", "bubblewrap", "-p", "no:cacheprovider", "--basetemp", str(own / "pytest")]
-    command = as_ordinary_user([sys.executable, "-B", "-m", "pytest", *suite, *options], own=own)
-    env = {"PATH": os.environ["PATH"], "HOME": str(own), "LANG": "C.UTF-8"}
+    python = [sys.executable, "-B", "-m", "pytest", *suite, *options]
+    command = as_ordinary_user(python, own=own, readable=[toolkit])
+    env = {"PATH": os.environ["PATH"], "HOME": str(own), "LANG": "C.UTF-8", TOOLKIT: str(toolkit)}
     with trio.fail_after(SECONDS + 20), outside() as place:
         env[OUTSIDE] = place
         done = await process.run(command, env=env, cwd=ROOT, timeout_seconds=SECONDS)

@@ -33,7 +33,10 @@ class FakeTurn:
 
 
 class FakeAgent:
-    """Directives: ``say X`` (default), ``sleep`` (until aborted), ``ask`` (a permission), ``die``, ``fail``, ``stuck``."""
+    """Directives: ``say X`` (default), ``sleep`` (until aborted), ``ask`` (a permission), ``die``, ``fail``, ``stuck``.
+
+    Every turn is remembered, as an agent's own store does.
+    """
 
     def __init__(self, nursery: trio.Nursery) -> None:
         self._nursery = nursery

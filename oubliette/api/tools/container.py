@@ -117,19 +117,23 @@ async def _wait_for(call: Call, asked_seconds: float, what: str, work: Callable[
         with trio.move_on_after(seconds):
             await work()
 
+    failure: ContainerError | AgentError | None = None
     try:
         await with_progress(call, seconds, what, bounded)
     except (ContainerError, AgentError) as error:
-        project_id, workspace_id = await _place(call)
-        shown = (await call.shared.services.containers.status(project_id, workspace_id)).get("error")
-        if not shown:
-            raise
-        raise RequestError(
-            str(shown.get("code", error.code)),
-            str(shown.get("message", "The container failed.")),
-            hint=str(shown.get("hint", "")),
-            retryable=error.retryable,
-        ) from error
+        failure = error
+    if failure is None:
+        return
+    project_id, workspace_id = await _place(call)
+    shown = (await call.shared.services.containers.status(project_id, workspace_id)).get("error")
+    if not shown:
+        raise failure
+    raise RequestError(
+        str(shown.get("code", failure.code)),
+        str(shown.get("message", "The container failed.")),
+        hint=str(shown.get("hint", "")),
+        retryable=failure.retryable,
+    ) from failure
 
 
 async def execute(call: Call, args: Exec) -> Json:

@@ -58,6 +58,10 @@ async def locate(services: Services, principal: Principal, action: str, target: 
     )
 
 
+_NOT_ON_ITSELF: Final = frozenset(
+    {"session.message", "session.wait", "session.interrupt", "session.end", "session.cancel"}
+)
+"""What a session does to those below it: one that waits for itself never wakes, one that messages itself never ends."""
 _NAMING: Final = {"project_id", "workspace_id", "session_id", "session_ids", "request_id"}
 
 
@@ -65,6 +69,10 @@ def find(tx: Tx, principal: Principal, action: str, target: Target, wanted: dict
     """The query behind ``locate``; one reader for all lookups of a call."""
     if target is Target.SESSION_OR_PROJECT and principal.kind == "session":
         target = Target.SESSION
+    own = principal.scope.session_id
+    if target is Target.SESSIONS and own is not None and not (wanted.get("session_ids") or wanted.get("session_id")):
+        access.check(principal, action, principal.scope.project_id, session_in_subtree=True)
+        return Place(principal.scope.project_id, sessions=tuple(sessions.children(tx, own)), target=own)
     session_ids = _session_ids(tx, action, target, wanted)
     if session_ids:
         rows = tuple(_session(tx, principal, action, one) for one in session_ids)
@@ -100,6 +108,8 @@ def _session(tx: Tx, principal: Principal, action: str, session_id: str) -> Sess
     access.check(principal, action, row.project_id if row is not None else None, session_in_subtree=below)
     if row is None:
         raise access.no_such("session")
+    if row.session_id == own and action in _NOT_ON_ITSELF:
+        raise invalid("session_id", f"names the caller itself; {action.replace('.', ' ')} is for those below it")
     return row
 
 

@@ -44,7 +44,7 @@ class TurnFields(WriteArgs):
 
     message: Annotated[Message, Doc("what the agent is to do")]
     project_id: ProjectId = None
-    workspace_id: Annotated[Id | None, Doc("default: the project's default one")] = None
+    workspace_id: Annotated[Id | None, Doc("default: the project's default one"), Only("tokens")] = None
     model: Annotated[Line | None, Doc("alias, see project options")] = None
     autonomy_level: Annotated[Autonomy | None, Doc("off asks nothing, low asks most")] = None
     reasoning_level: Annotated[Reasoning | None, Doc("how long the model thinks")] = None
@@ -60,15 +60,16 @@ class TurnFields(WriteArgs):
 
 
 class Spawn(TurnFields):
-    create_workspace: Annotated[bool, Doc("work in a new workspace")] = False
-    new_session: Annotated[bool, Doc("never resume a settled one")] = False
+    create_workspace: Annotated[bool, Doc("work in a new workspace"), Only("tokens")] = False
+    new_session: Annotated[bool, Doc("never resume a settled one"), Only("tokens")] = False
+    detach: Annotated[bool, Doc("goes on when you end"), Only("agents")] = False
     title: Annotated[Line | None, Doc("default: the message's first words")] = None
     context: Annotated[ContextText | None, Doc("background the agent can read as a file")] = None
     max_cost_usd: Annotated[float | None, Field(gt=0, le=100_000), Doc("budget of its whole tree"), Only("tokens")] = (
         None
     )
-    external_id: Annotated[ExternalId | None, Doc("yours, unique in the project")] = None
-    source: Annotated[Line | None, Doc("who asks, e.g. ci")] = None
+    external_id: Annotated[ExternalId | None, Doc("yours, unique in the project"), Only("tokens")] = None
+    source: Annotated[Line | None, Doc("who asks, e.g. ci"), Only("tokens")] = None
 
 
 class SendMessage(TurnFields):
@@ -77,7 +78,7 @@ class SendMessage(TurnFields):
 
 
 class Wait(Args):
-    session_ids: Annotated[Ids | None, Doc("which to wait for")] = None
+    session_ids: Annotated[Ids | None, Doc("which to wait for [an agent: all its children]")] = None
     session_id: Annotated[Id | None, Doc("which session")] = None
     any: Annotated[bool, Doc("until one of them is settled")] = False
     wait_seconds: Annotated[WaitSeconds, Doc("longest wait [wait 40, events 0]; a time-out is a result")] = WAIT_SECONDS
@@ -93,8 +94,8 @@ class List(Args):
     status: Annotated[Status | None, Doc("open = all that are not ended"), Spellings({"active": "open"})] = None
     root_id: Annotated[Id | None, Doc("only of this tree")] = None
     parent_id: Annotated[Id | None, Doc("only children of this one")] = None
-    external_id: Annotated[ExternalId | None, Doc("yours")] = None
-    source: Annotated[Line | None, Doc("who asked")] = None
+    external_id: Annotated[ExternalId | None, Doc("yours"), Only("tokens")] = None
+    source: Annotated[Line | None, Doc("who asked"), Only("tokens")] = None
     limit: Annotated[PageSize, Doc(f"[{DEFAULT_PAGE}]")] = DEFAULT_PAGE
     cursor: Annotated[Cursor | None, Doc("where the page before ended")] = None
 
@@ -149,6 +150,7 @@ async def spawn(call: Call, args: Spawn) -> Json:
             max_cost_usd=args.max_cost_usd,
             external_id=args.external_id,
             source=args.source,
+            detach=args.detach,
             parent_id=call.principal.scope.session_id,
         ),
     )
@@ -169,6 +171,14 @@ async def message(call: Call, args: SendMessage) -> Json:
 
 async def wait(call: Call, args: Wait) -> Json:
     ids = [row.session_id for row in call.place.sessions]
+    if not ids:
+        return {
+            "done": True,
+            "timed_out": False,
+            "sessions": [],
+            "remaining": [],
+            "next": "session spawn starts a child",
+        }
     seconds = patience(call, args.wait_seconds)
     tree = call.shared.services.tree
     what = f"waiting for {len(ids)} session{'s' if len(ids) > 1 else ''}"

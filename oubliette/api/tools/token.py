@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
 from functools import partial
 from typing import Annotated
 
 from pydantic import Field
 
 from oubliette import clock
-from oubliette.api.auth import secret_hash
 from oubliette.api.tools import prose
 from oubliette.api.tools.fields import Args, Cursor, Doc, Line, PageSize, WriteArgs
 from oubliette.api.tools.registry import Action, Call, Tool
 from oubliette.core import access
 from oubliette.core.limits import DEFAULT_PAGE
-from oubliette.core.model import Json, TokenRow, rfc3339
+from oubliette.core.model import Json, TokenRow
 from oubliette.core.place_shapes import Token, TokenList
+from oubliette.core.tokens import ID_HEX, SECRET_HEX, new_token, secret_hash, secret_of, token_shape
 from oubliette.errors import RequestError
 from oubliette.store import projects, tokens
 from oubliette.store.database import Tx
@@ -38,35 +37,17 @@ class Revoke(WriteArgs):
     name: Annotated[Line | None, Doc("its name")] = None
 
 
-def token_shape(row: TokenRow) -> Json:
-    """SHAPES' Token."""
-    shape: Json = {
-        "token_id": row.token_id,
-        "name": row.name,
-        "scope": row.scope,
-        "kind": row.kind,
-        "created_at": rfc3339(row.created_at),
-        "created_by": row.created_by,
-    }
-    for name in ("last_used_at", "expires_at", "revoked_at"):
-        at: datetime | None = getattr(row, name)
-        if at is not None:
-            shape[name] = rfc3339(at)
-    return shape
-
-
 async def create(call: Call, args: Create) -> Json:
     scope = access.parse_scope(args.scope)
-    at = call.shared.services.now()
-    secret = "oub_" + clock.fresh_hex(64)
-    row = TokenRow(
-        token_id="tok_" + clock.fresh_hex(24),
+    secret = secret_of(clock.fresh_hex(SECRET_HEX))
+    row = new_token(
+        clock.fresh_hex(ID_HEX),
         name=args.name,
-        scope=str(scope),
+        scope=scope,
         kind="client",
-        created_at=at,
-        created_by=call.principal.as_json(),
-        expires_at=at + timedelta(days=args.expires_in_days) if args.expires_in_days is not None else None,
+        at=call.shared.services.now(),
+        by=call.principal.as_json(),
+        expires_in_days=args.expires_in_days,
     )
 
     def unit(tx: Tx) -> None:

@@ -190,7 +190,8 @@ async def bench_cold(table: Table, root: Path, runtime: str) -> None:
 
 READER = """
 import socket, sys, threading, time
-host, port, path, tokens, count, wanted = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4].split(","), int(sys.argv[5]), int(sys.argv[6])
+host, port, path = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+tokens, count, wanted = sys.argv[4].split(","), int(sys.argv[5]), int(sys.argv[6])
 ready, done = [], []
 def read(token):
     s = socket.create_connection((host, port))

@@ -21,7 +21,7 @@ class Lines:
         self._held = bytearray()
         self._dropping = False
 
-    def feed(self, data: bytes) -> List[bytes]:
+    def feed(self, data: Union[bytes, bytearray]) -> List[bytes]:
         """The lines that ``data`` completes, without their newlines, empty ones left out."""
         self._held += data
         *lines, rest = bytes(self._held).split(b"\n")

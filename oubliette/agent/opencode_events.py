@@ -30,7 +30,7 @@ from oubliette.agent.base import (
 )
 from oubliette.agent.opencode_history import Message, is_user, parts_of, turn_messages
 from oubliette.agent.opencode_parts import number_at, object_at, text_at
-from oubliette.agent.opencode_turn import Part, Turn, TurnMessage
+from oubliette.agent.opencode_turn import MAX_MESSAGE_PARTS, Part, Turn, TurnMessage
 from oubliette.agent.permissions import Rule, is_granted
 from oubliette.core.model import EventType, Json, RequestKind
 
@@ -181,7 +181,9 @@ class EventMapper:
             return []
         part = message.parts.get(id_)
         if part is None:
-            if kind not in ("text", "reasoning", "tool") or given.get("synthetic") is True or not turn.room():
+            if kind not in ("text", "reasoning", "tool") or given.get("synthetic") is True:
+                return []
+            if len(message.parts) >= MAX_MESSAGE_PARTS or not turn.room():
                 return []
             part = message.parts[id_] = Part(kind)
         if part.kind == "tool":

@@ -154,14 +154,33 @@ class AgentHttp:
             raise AgentUnreachable(f"{what}: the agent cannot be reached: {error}") from error
 
 
+def parse_json(data: str | bytes) -> Any:
+    """``json.loads``, with halves of surrogate pairs made U+FFFD: JavaScript cuts text wherever it likes, and such a
+    half can be written nowhere. Raises ValueError or RecursionError."""
+    value = json.loads(data)
+    if isinstance(data, str):
+        return _whole(value) if "\\ud" in data or "\\uD" in data else value
+    return _whole(value) if b"\\ud" in data or b"\\uD" in data else value
+
+
+def _whole(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    if isinstance(value, list):
+        return [_whole(one) for one in value]
+    if isinstance(value, dict):
+        return {_whole(key): _whole(one) for key, one in value.items()}
+    return value
+
+
 async def _parsed(what: str, status: int, data: bytes) -> Any:
     try:
         if not data.strip():
             answer = None
         elif len(data) > _PARSE_APART_BYTES:
-            answer = await trio.to_thread.run_sync(json.loads, data)
+            answer = await trio.to_thread.run_sync(parse_json, data)
         else:
-            answer = json.loads(data)
+            answer = parse_json(data)
     except (ValueError, RecursionError) as error:
         if status < 300:
             raise AgentProtocolError(f"{what}: the agent's answer is not JSON") from error

@@ -16,6 +16,7 @@ MAX_ASK_CHARACTERS = 4_000
 MAX_PATTERNS = 50
 MAX_QUESTIONS = 20
 MAX_OPTIONS = 50
+MAX_NUMBER = 10**15
 STAMP = "_session"
 """What plugin.js adds to the arguments of our own tools; nobody needs to see it."""
 INTERRUPTED = "The tool was interrupted: the agent ended before it answered."
@@ -42,10 +43,12 @@ def list_at(value: Any, key: str) -> list[Any]:
 
 
 def number_at(value: Any, *keys: str) -> float | None:
-    """The number under that path of keys."""
+    """The number under that path of keys, if it is one that a time or a status may be."""
     for key in keys:
         value = value.get(key) if isinstance(value, Mapping) else None
-    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return value if -MAX_NUMBER < value < MAX_NUMBER else None
 
 
 def tool_identity(part: Mapping[str, Any]) -> Json:

@@ -8,13 +8,11 @@ waits. Every durable has a stable source, so telling one twice is harmless; leav
 
 from __future__ import annotations
 
-import json
-
 import structlog
 import trio
 
 from oubliette.agent.opencode_feed import Feeds, SessionFeed
-from oubliette.agent.opencode_http import AgentHttp
+from oubliette.agent.opencode_http import AgentHttp, parse_json
 from oubliette.agent.opencode_parts import object_at, text_at
 from oubliette.agent.opencode_queries import AgentQueries, is_over
 from oubliette.errors import AgentError, RemoteWireError
@@ -88,7 +86,7 @@ class EventReader:
         if data.find(_SYNC, 0, _HEAD) >= 0:
             return
         try:
-            payload = object_at(json.loads(data), "payload")
+            payload = object_at(parse_json(data), "payload")
         except (ValueError, RecursionError):
             return
         kind, given = text_at(payload, "type"), object_at(payload, "properties")

@@ -13,6 +13,8 @@ from oubliette.core.model import Json
 
 MAX_PARTS = 20_000
 """Of one turn. What an agent tells beyond is dropped: nobody reads it, and our memory is not its to fill."""
+MAX_MESSAGE_PARTS = 1_000
+"""Of one message, which is one answer of the model. Each change looks at all of them."""
 NO_ANSWER = "The agent took the message and did not answer it."
 STOPPED = "The agent stopped in the middle of its answer."
 

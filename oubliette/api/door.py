@@ -91,7 +91,7 @@ class Door:
             REFUSED.labels(reason=error.code).inc()
             await exchange.refuse(error)
             return
-        app = self._mcp if scope["path"] == MCP_PATH else self._routes
+        app = self._mcp if _is_mcp(scope["path"]) else self._routes
         try:
             with exchange.patience:
                 await app(scope, _replay(body, receive) if body is not None else receive, exchange.send)
@@ -103,7 +103,7 @@ class Door:
         """Whoever calls, from the token; None where no token is needed."""
         path: str = scope["path"]
         open_metrics = path == "/metrics" and peer.direct and (self._loopback or not scope.get("client"))
-        if not (path == MCP_PATH or path.startswith("/v1/") or path == "/metrics") or open_metrics:
+        if not (_is_mcp(path) or path.startswith("/v1/") or path == "/metrics") or open_metrics:
             _check_open(path, scope["method"])
             return None
         principal = await self._shared.auth.principal(headers.all("authorization"), peer.address)
@@ -236,9 +236,13 @@ def _check_open(path: str, method: str) -> None:
     )
 
 
+def _is_mcp(path: str) -> bool:
+    return path.removesuffix("/") == MCP_PATH
+
+
 def _door_of(path: str) -> str:
     """A word for the metrics; never the path itself."""
-    if path == MCP_PATH:
+    if _is_mcp(path):
         return "mcp"
     for prefix, word in (("/v1/tools/", "tools"), ("/v1/", "streams"), ("/health", "health"), ("/ready", "ready")):
         if path.startswith(prefix):

@@ -153,23 +153,24 @@ async def everything(
     comment_seconds: float = COMMENT_SECONDS,
 ) -> AsyncGenerator[bytes, None]:
     """The bytes of one reader's stream of everything. Ends at shutdown and with its token."""
-    with shared.live.stream(principal), firehose.listen(sees(principal), since) as listener:
-        yield f"retry: {RETRY_MS}\n\n".encode()
-        while True:
-            batch: list[Entry] = []
-            with trio.move_on_after(comment_seconds):
-                batch = await listener.next_batch()
-            arrived = [entry.bytes for entry in batch] or [b":\n\n"]
-            if listener.lost:
-                listener.lost = False
-                arrived.insert(0, frame("gap", {"reason": "events were missed; list what you follow again"}))
-            if listener.closed and not batch:
-                return
-            for piece in pieces(arrived):
-                asked = trio.current_time()
-                yield piece
-                if trio.current_time() - asked > DROP_SECONDS:
-                    STREAMS_DROPPED.inc()
-                    yield frame("dropped", {"reason": "slow"})
-                    return
-            STREAM_EVENTS.inc(len(batch))
+    try:
+        with shared.live.stream(principal), firehose.listen(sees(principal), since) as listener:
+            yield f"retry: {RETRY_MS}\n\n".encode()
+            while not listener.closed:
+                batch: list[Entry] = []
+                with trio.move_on_after(comment_seconds):
+                    batch = await listener.next_batch()
+                arrived = [entry.bytes for entry in batch] or [b":\n\n"]
+                if listener.lost:
+                    listener.lost = False
+                    arrived.insert(0, frame("gap", {"reason": "events were missed; list what you follow again"}))
+                for piece in pieces(arrived):
+                    asked = trio.current_time()
+                    yield piece
+                    if trio.current_time() - asked > DROP_SECONDS:
+                        STREAMS_DROPPED.inc()
+                        yield frame("dropped", {"reason": "slow"})
+                        return
+                STREAM_EVENTS.inc(len(batch))
+    except RequestError as error:  # what was checked before the answer began, and changed since
+        yield frame("dropped", {"reason": error.code})

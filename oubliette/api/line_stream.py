@@ -14,11 +14,11 @@ import trio
 from mcp.server.connection import Connection
 from mcp.server.lowlevel.server import Server
 from mcp.server.runner import serve_connection
-from mcp.shared._context_streams import ContextReceiveStream, ContextSendStream, create_context_streams
 from mcp.shared.jsonrpc_dispatcher import JSONRPCDispatcher
 from mcp.shared.message import SessionMessage
 from mcp_types.version import LATEST_HANDSHAKE_VERSION
 
+from oubliette.api.mcp_private import Inward, Outward, message_streams
 from oubliette.errors import RemoteWireError
 from oubliette_relay import protocol
 
@@ -30,9 +30,6 @@ _CHUNK: Final = 1 << 16
 _PARSE_ERROR: Final = -32700
 _INVALID_REQUEST: Final = -32600
 _TOO_LARGE: Final = -32603
-
-Inward = ContextSendStream[SessionMessage | Exception]
-Outward = ContextReceiveStream[SessionMessage]
 
 
 async def serve_lines(stream: trio.abc.HalfCloseableStream, server: Server[Any], caller: object) -> None:
@@ -50,8 +47,8 @@ class _Lines:
         self._failure: RemoteWireError | None = None
 
     async def serve(self, server: Server[Any], caller: object) -> None:
-        inward, received = create_context_streams[SessionMessage | Exception](0)
-        sent, outward = create_context_streams[SessionMessage](0)
+        inward, received = message_streams[SessionMessage | Exception](0)
+        sent, outward = message_streams[SessionMessage](0)
         dispatcher: JSONRPCDispatcher[Any] = JSONRPCDispatcher(received, sent, inline_methods=frozenset({"initialize"}))
         connection = Connection.from_envelope(LATEST_HANDSHAKE_VERSION, None, None, outbound=dispatcher)
         async with trio.open_nursery() as nursery:

@@ -10,8 +10,15 @@ from typing import Any, Final
 from mcp.server.connection import Connection
 from mcp.server.context import ServerRequestContext
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
+from mcp.shared._context_streams import ContextReceiveStream, ContextSendStream, create_context_streams
+from mcp.shared.message import SessionMessage
 
 PINNED: Final = "2.3.0"
+
+Inward = ContextSendStream[SessionMessage | Exception]
+Outward = ContextReceiveStream[SessionMessage]
+message_streams = create_context_streams
+"""A pair of the streams that a dispatcher reads from and writes to, for a wire of our own."""
 
 
 def connection_of(ctx: ServerRequestContext[Any, Any]) -> Connection:

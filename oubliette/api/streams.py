@@ -21,6 +21,7 @@ from oubliette.api.metrics import STREAM_EVENTS, STREAMS_DROPPED
 from oubliette.api.shared import Shared
 from oubliette.core.limits import KIB
 from oubliette.core.model import EventRow, EventType, Json, Principal
+from oubliette.errors import RequestError
 from oubliette.session.feed import Feed, Subscription
 from oubliette.store import events, sessions
 from oubliette.store.database import Tx
@@ -64,17 +65,18 @@ class _Reader:
         return row.index if self.args.cursor == "index" else row.seq
 
     def wants(self, row: EventRow) -> bool:
-        """For a tree's subscription: quick, and it learns new children from the event that announces them."""
-        if row.root_id != self.args.root_id:
-            return False
-        if self.args.is_root:
+        """For a tree's subscription: the whole tree, because what is below is only known once the store was read."""
+        return row.root_id == self.args.root_id
+
+    def below_me(self, row: EventRow) -> bool:
+        """Whether the event is of this stream; learns of new children from the event that announces them."""
+        if not self.args.children:
             return True
-        if row.session_id not in self.below:
-            return False
-        child = row.body.get("child") if row.type is EventType.CHILD_SPAWNED else None
+        mine = self.args.is_root or row.session_id in self.below
+        child = row.body.get("child") if mine and row.type is EventType.CHILD_SPAWNED else None
         if isinstance(child, dict):
             self.below.add(str(child.get("session_id")))
-        return True
+        return mine
 
     def wants_deltas(self, session_id: str) -> bool:
         return self.args.deltas and session_id in self.below
@@ -97,7 +99,7 @@ class _Reader:
         for item in items:
             if isinstance(item, tuple):
                 found.append(self.frames.delta(*item))
-            elif self.place(item) > self.at:
+            elif self.place(item) > self.at and self.below_me(item):
                 self.at = self.place(item)
                 found.append(self.frames.event(item, self.args.cursor))
         return found
@@ -144,42 +146,39 @@ async def session_stream(
     shared: Shared, frames: Frames, principal: Principal, args: StreamArgs, comment_seconds: float = COMMENT_SECONDS
 ) -> AsyncGenerator[bytes, None]:
     """The bytes of one session's stream. Ends by itself: at the end of the log, at shutdown, with its token."""
-    store = shared.services.store
     reader = _Reader(args, frames, -1 if args.since is None else args.since)
-    with shared.live.stream(principal), reader.subscribe(shared.services.feed) as subscription:
-        gap = await store.read(reader.gap)
-        yield f"retry: {RETRY_MS}\n\n".encode() + (frame("gap", gap) if gap is not None else b"")
-        behind = True
-        while True:
-            check_end = False
-            if behind:
-                page = await store.read(reader.read)
-                behind = len(page) == _PAGE
-                arrived = reader.take(page)
-                check_end = not behind
-            else:
-                arrived = [b":\n\n"]
-                with trio.move_on_after(comment_seconds) as patience:
-                    batch = await subscription.next_batch()
-                    if _missed_some(subscription):
-                        behind = True
-                        continue
-                    arrived = reader.take(batch)
-                    check_end = any(isinstance(item, EventRow) and item.type is EventType.STATUS for item in batch)
-                if subscription.closed:
+    try:
+        with shared.live.stream(principal), reader.subscribe(shared.services.feed) as subscription:
+            gap = await shared.services.store.read(reader.gap)
+            yield f"retry: {RETRY_MS}\n\n".encode() + (frame("gap", gap) if gap is not None else b"")
+            behind = True
+            while not subscription.closed:
+                arrived, check_end = [b":\n\n"], True
+                if behind:
+                    page = await shared.services.store.read(reader.read)
+                    behind = len(page) == _PAGE
+                    arrived, check_end = reader.take(page), not behind
+                else:
+                    with trio.move_on_after(comment_seconds):
+                        batch = await subscription.next_batch()
+                        if _missed_some(subscription):
+                            behind = True
+                            continue
+                        arrived = reader.take(batch)
+                        check_end = any(isinstance(one, EventRow) and one.type is EventType.STATUS for one in batch)
+                for piece in pieces(arrived):
+                    asked = trio.current_time()
+                    yield piece
+                    if trio.current_time() - asked > DROP_SECONDS:
+                        STREAMS_DROPPED.inc()
+                        yield frame("dropped", {"session_id": args.session_id, "reason": "slow"})
+                        return
+                STREAM_EVENTS.inc(sum(1 for one in arrived if not one.startswith(b":")))
+                if check_end and await shared.services.store.read(reader.finished):
+                    yield frame("end", {"session_id": args.session_id})
                     return
-                check_end = check_end or patience.cancelled_caught
-            for piece in pieces(arrived):
-                asked = trio.current_time()
-                yield piece
-                if trio.current_time() - asked > DROP_SECONDS:
-                    STREAMS_DROPPED.inc()
-                    yield frame("dropped", {"session_id": args.session_id, "reason": "slow"})
-                    return
-            STREAM_EVENTS.inc(sum(1 for one in arrived if not one.startswith(b":")))
-            if check_end and await store.read(reader.finished):
-                yield frame("end", {"session_id": args.session_id})
-                return
+    except RequestError as error:  # what was checked before the answer began, and changed since
+        yield frame("dropped", {"session_id": args.session_id, "reason": error.code})
 
 
 def _missed_some(subscription: Subscription) -> bool:

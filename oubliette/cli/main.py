@@ -98,6 +98,7 @@ def run_command(arguments: list[str]) -> int:
         _complain(error.message, error.hint)
         return exit_code_of(error)
     except typer.Abort:
+        _complain("aborted", "")
         return INTERRUPTED
     except typer.TyperException as error:
         context = getattr(error, "ctx", None)

@@ -20,3 +20,12 @@ def exit_code_of(error: OublietteError) -> int:
     if isinstance(error, CliError):
         return error.exit_code
     return DENIED if error.code in {"permission_denied", "unauthenticated"} else FAILED
+
+
+def known_cause(error: BaseException) -> OublietteError | None:
+    """The first error of ours in it: nurseries wrap what their tasks raise in groups."""
+    if isinstance(error, OublietteError):
+        return error
+    if isinstance(error, BaseExceptionGroup):
+        return next((found for one in error.exceptions if (found := known_cause(one)) is not None), None)
+    return None

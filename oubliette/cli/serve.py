@@ -12,7 +12,7 @@ import typer
 from oubliette.cli import child
 from oubliette.cli.output import note, say, say_json
 from oubliette.cli.place import home_of, initialised, running_daemon
-from oubliette.cli.problems import FAILED, NOT_RUNNING, CliError
+from oubliette.cli.problems import FAILED, NOT_RUNNING, CliError, known_cause
 from oubliette.home import Home, HomeLockedError
 from oubliette.safe_text import safe_text
 
@@ -50,7 +50,15 @@ def serve_here(home: Home, address: str = "") -> int:
         log.warning(warning)
     from oubliette.daemon import run_daemon
 
-    return run_daemon(home, config)
+    try:
+        return run_daemon(home, config)
+    except Exception as error:
+        known = known_cause(error)
+        if known is None:
+            log.exception("the daemon failed")  # one of our bugs: the traceback goes into the log
+            raise CliError(f"the daemon failed: {type(error).__name__}", hint="See: oubliette logs") from error
+        log.error("the daemon ended", error=known.message, hint=known.hint)
+        raise known from error
 
 
 def stop(

@@ -87,6 +87,8 @@ class Owner:
 
     async def obey(self, kind: OrderKind, *, force: bool = False) -> None:
         """Leave an order and wait until it is carried out. What is being started ends for it."""
+        if self.removed:
+            return
         order = Order(kind, force)
         self._orders.append(order)
         self._wake.set()
@@ -174,6 +176,8 @@ class Owner:
             else:
                 self._wake = trio.Event()
                 await self._wake.wait()
+        for order in self._orders:
+            order.done.set()
 
     def crashed(self) -> None:
         """``run`` has raised: a bug. Whoever waits is told."""
@@ -216,6 +220,8 @@ class Owner:
         if failure is not None:
             await self._came_down(failure)
             self._decide(failure)
+            # Whatever was asked for does not exist: nothing is kept of it.
+            self.removed = self.row is None
         elif not scope.cancelled_caught:
             self._orders.appendleft(Order("hibernate"))
         elif any(order.kind != "recreate" for order in self._orders):

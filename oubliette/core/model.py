@@ -315,7 +315,7 @@ class TurnRow:
     prompt: str
     queued_at: datetime
     overrides: Json = field(default_factory=dict)
-    """model, autonomy, reasoning, system, tools_allowed, tools_disallowed, timeout_minutes, at_most_minutes, attachments."""
+    """model, autonomy, reasoning, system, tools_allowed, tools_disallowed, timeout_minutes, at_most_minutes."""
     outcome: Outcome | None = None
     started_at: datetime | None = None
     ended_at: datetime | None = None

@@ -229,7 +229,8 @@ async def serve_http(stream: trio.abc.Stream, handler: Handler, refusal: Refusal
     except ClientGone:
         return
     finally:
-        await _close(stream, linger=linger)
+        with trio.move_on_after(LINGER_SECONDS, shield=True):
+            await _close(stream, linger=linger)
 
 
 async def _read_head(stream: trio.abc.Stream, connection: h11.Connection) -> Head | None:
@@ -299,13 +300,12 @@ async def _refuse(exchange: Exchange, refused: Refused, refusal: Refusal) -> boo
 async def _close(stream: trio.abc.Stream, *, linger: bool) -> None:
     """Close; with ``linger`` first take what the client is still sending, or a reset could overtake our answer."""
     try:
-        with trio.move_on_after(LINGER_SECONDS):
-            if linger:
-                if isinstance(stream, trio.abc.HalfCloseableStream):
-                    await stream.send_eof()
-                left = LINGER_BYTES
-                while left > 0 and (data := await stream.receive_some(READ_BYTES)):
-                    left -= len(data)
+        if linger:
+            if isinstance(stream, trio.abc.HalfCloseableStream):
+                await stream.send_eof()
+            left = LINGER_BYTES
+            while left > 0 and (data := await stream.receive_some(READ_BYTES)):
+                left -= len(data)
     except (trio.BrokenResourceError, trio.ClosedResourceError):
         return
     finally:

@@ -1,7 +1,7 @@
 """What the daemon asks of a container runtime, and nothing about any particular one.
 
 A runtime is stateless between calls: truth is in the engine (or, for bubblewrap, in its state directory) and is found
-again by labels. Every method has a deadline of its own and translates third-party errors into ``errors.ContainerError``.
+again by labels. Every method has a deadline of its own; third-party errors become ``errors.ContainerError``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 LABEL_PREFIX = "dev.oubliette."
-"""Labels of every container of ours: ``instance``, ``project``, ``workspace`` (or ``-``), ``container``, ``generation``."""
+"""Of every container of ours: ``instance``, ``project``, ``workspace`` (or ``-``), ``container``, ``generation``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,16 +120,16 @@ class Runtime(Protocol):
         """Make sure the image is there (pull where possible). Returns its pinned identity. Raises ImageMissing."""
 
     async def build_image(self, context: Path, tag: str, report: ReportProgress) -> str:
-        """Build ``context/Dockerfile`` as ``tag``; returns the identity. RuntimeUnavailable where building is not possible."""
+        """Build ``context/Dockerfile`` as ``tag``; returns the identity. RuntimeUnavailable where that is impossible."""
 
     async def create(self, spec: ContainerSpec) -> str:
-        """Create it, not running. Idempotent by name: an existing one with the same labels is returned. Returns engine id."""
+        """Create it, not running; returns the engine's id. Idempotent by name when the labels are the same."""
 
     async def start(self, name: str) -> None:
         """Start it. Starting a running one is fine."""
 
     async def stop(self, name: str, grace_seconds: float) -> None:
-        """SIGTERM, then SIGKILL after the grace. Nothing of it runs when this returns. Stopping an absent one is fine."""
+        """SIGTERM, after the grace SIGKILL. Nothing of it runs when this returns. An absent one is fine."""
 
     async def remove(self, name: str) -> None:
         """Stop by force and remove. Removing an absent one is fine."""

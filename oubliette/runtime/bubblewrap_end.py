@@ -95,8 +95,11 @@ async def _clean_up(box: Box) -> None:
     finally:
         for descriptor in descriptors:
             os.close(descriptor)
+    with trio.move_on_after(SHIM_SECONDS):
+        # What was just killed may not be reaped yet.
+        while not await trio.to_thread.run_sync(cgroup.remove_groups, [*run.groups]):  # noqa: ASYNC110
+            await trio.sleep(POLL_SECONDS)
     await trio.to_thread.run_sync(box.note_end, None)
-    await trio.to_thread.run_sync(cgroup.remove_groups, [*run.groups])
 
 
 def _open_helpers(run: Run) -> list[int]:

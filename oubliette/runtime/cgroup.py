@@ -53,13 +53,17 @@ def join_groups(directories: list[str], pid: int) -> bool:
     return all(_write(f"{directory}/cgroup.procs", pid) for directory in directories)
 
 
-def remove_groups(directories: list[str]) -> None:
-    """Remove them as far as they are empty. Absent ones are fine."""
+def remove_groups(directories: list[str]) -> bool:
+    """Remove them as far as they are empty. Absent ones are fine. False when one is left: somebody still dies in it."""
+    gone = True
     for directory in directories:
         try:
             os.rmdir(directory)
+        except FileNotFoundError:
+            continue
         except OSError:
-            continue  # Busy: somebody still dies in it, and the next remove comes by here again.
+            gone = False
+    return gone
 
 
 def usage(directories: list[str]) -> dict[str, int]:

@@ -254,8 +254,7 @@ class Shim:
         if self._network is not None:
             self._network.close()
         deadline = time.monotonic() + 1
-        while any(map(os.path.isdir, self._groups)) and time.monotonic() < deadline:
-            cgroup.remove_groups(self._groups)
+        while not cgroup.remove_groups(self._groups) and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS)
 
 

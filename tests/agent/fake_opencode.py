@@ -27,6 +27,7 @@ class FakeOpenCode:
     bodies: list[Any] = field(default_factory=list)
     deaf: bool = False
     """A new event stream says that it is connected and then misses everything until it is provoked."""
+    serving: list[trio.SocketStream] = field(default_factory=list)
     provoked: trio.Event = field(default_factory=trio.Event)
     _streams: list[trio.MemorySendChannel[bytes]] = field(default_factory=list)
     _missing: set[trio.MemorySendChannel[bytes]] = field(default_factory=set)
@@ -44,11 +45,14 @@ class FakeOpenCode:
 
     async def serve(self, stream: trio.SocketStream) -> None:
         http = h11.Connection(h11.SERVER)
+        self.serving.append(stream)
         try:
             async with stream:
                 await self._serve(stream, http)
         except (trio.BrokenResourceError, h11.RemoteProtocolError):
             return
+        finally:
+            self.serving.remove(stream)
 
     async def _serve(self, stream: trio.SocketStream, http: h11.Connection) -> None:
         body, head = b"", None

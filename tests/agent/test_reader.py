@@ -16,7 +16,7 @@ from oubliette.agent import opencode, opencode_feed, opencode_reader
 from oubliette.agent.base import AgentDelta, AgentIdle, AgentLost, AgentSessionSpec, Prompt
 from oubliette.agent.opencode import OpenCode
 from oubliette.agent.opencode_config import ModelEntry
-from oubliette.agent.opencode_http import AgentHttp, AgentRefused
+from oubliette.agent.opencode_http import AgentHttp, AgentRefused, parse_json
 from oubliette.agent.opencode_queries import AgentQueries
 from oubliette.errors import AgentProtocolError, AgentUnreachable
 from tests.agent.fake_opencode import FakeOpenCode, open_fake_opencode
@@ -185,6 +185,21 @@ async def test_a_senseless_answer_is_a_protocol_error(fake: FakeOpenCode, answer
     async with running(fake) as agent:
         with pytest.raises(AgentProtocolError):
             await agent.create_session(AgentSessionSpec("t", "/w"))
+
+
+@pytest.mark.parametrize(
+    ("raw", "value"),
+    [
+        (r'{"a": "\ud83d"}', {"a": "\ufffd"}),
+        (r'["x\uDE00y", {"\ud83d": 1}]', ["x\ufffdy", {"\ufffd": 1}]),
+        (r'"\ud83d\ude00"', "\U0001f600"),
+        ('"\U0001f600 \\\\udder"', "\U0001f600 \\udder"),
+    ],
+)
+def test_half_a_character_becomes_a_replacement(raw: str, value: Any) -> None:
+    assert parse_json(raw) == value
+    assert parse_json(raw.encode()) == value
+    json.dumps(parse_json(raw), ensure_ascii=False).encode()
 
 
 async def test_garbage_on_the_event_stream_is_passed_over(fake: FakeOpenCode) -> None:

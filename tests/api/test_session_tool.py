@@ -158,7 +158,7 @@ async def test_a_key_that_failed_may_be_used_again(doors: Doors) -> None:
 
 async def test_a_tokens_secret_is_shown_once_and_kept_nowhere(doors: Doors) -> None:
     with trio.fail_after(30):
-        arguments = {
+        arguments: dict[str, Any] = {
             "action": "create",
             "name": "ci",
             "scope": f"project:{PROJECT}:ro",
@@ -191,7 +191,7 @@ async def test_answers_are_cut_to_what_was_asked_for_and_say_so(doors: Doors) ->
     with trio.fail_after(30):
         page = await doors.tool("session", action="events", session_id=session)
         assert len(json.dumps(page, separators=(",", ":"))) <= 20_000
-        assert page["more"] is True
+        assert page["more"]
         got, last = list(page["events"]), page["last_index"]
         assert last == got[-1]["index"]
         while page["more"]:
@@ -235,7 +235,12 @@ async def test_events_are_waited_for(doors: Doors) -> None:
         got: list[Any] = []
 
         async def follow() -> None:
-            arguments = {"action": "events", "session_id": session, "since_index": last, "wait_seconds": 20}
+            arguments: dict[str, Any] = {
+                "action": "events",
+                "session_id": session,
+                "since_index": last,
+                "wait_seconds": 20,
+            }
             got.append(await doors.tool("session", **arguments))
 
         async with trio.open_nursery() as nursery:

@@ -14,13 +14,11 @@ import trio
 import trio.testing
 
 from oubliette.agent.base import AgentDelta
-from oubliette.api import firehose, streams
+from oubliette.api import streams
 from oubliette.api.frames import Frames, sent_shape
-from oubliette.api.live import Live
 from oubliette.api.streams import StreamArgs, pieces, session_stream
 from oubliette.core.limits import EVENT_SENT_BYTES, STREAMS_PER_TOKEN
-from oubliette.core.model import EventRow, EventType, NewEvent, Principal, Scope, SessionStatus
-from oubliette.errors import RequestError
+from oubliette.core.model import EventRow, EventType, NewEvent, Principal, Scope
 from oubliette.session.feed import BACKLOG_EVENTS
 from oubliette.store import events, sessions
 from tests.api.world import PROJECT, Doors, Sse, open_doors, read_sse
@@ -354,99 +352,6 @@ def test_pieces_are_few_and_not_large() -> None:
     assert max(len(one) for one in made if b"y" not in one) <= 64 << 10
     assert len(made) == 6
     assert list(pieces([])) == []
-
-
-# --- the stream of everything
-
-
-async def test_the_stream_of_everything_has_states_asks_and_children_and_no_texts(doors: Doors) -> None:
-    with trio.fail_after(20):
-        async with doors.client("reader") as client, client.stream("GET", "/v1/events") as response:
-            reader = read_sse(response)
-            root = await doors.world.new("ask for SECRETWORD")
-            got: list[Sse] = []
-            while not got or got[-1].event != "permission_request":
-                got.append(await anext(reader))
-            ask = got[-1].data["request"]
-            assert set(ask) == {"request_id", "kind", "session_id", "turn", "created_at", "expires_at", "on_expiry"}
-            await doors.tool("session", action="answer", request_id=ask["request_id"], reply="once")
-            while got[-1].event != "completion":
-                got.append(await anext(reader))
-    assert {one.event for one in got} >= {"status", "turn_queued", "turn_started", "request_resolved", "completion"}
-    assert all(one.data["session_id"] == root and one.data["project_id"] == PROJECT for one in got)
-    assert "SECRETWORD" not in str(got)
-    assert not any("text" in one.data for one in got)
-
-
-async def test_a_stranger_sees_nothing_of_other_projects(doors: Doors) -> None:
-    with trio.fail_after(20):
-        async with doors.client("stranger") as client, client.stream("GET", "/v1/events") as response:
-            await idle(doors)
-            with trio.move_on_after(0.5):
-                assert await take(response, 1) == []
-
-
-async def test_a_short_absence_from_the_stream_of_everything_is_made_up_for(doors: Doors) -> None:
-    with trio.fail_after(20):
-        async with doors.client() as client:
-            async with client.stream("GET", "/v1/events") as response:
-                session = await idle(doors)
-                first = (await take(response, 2))[-1]
-            await doors.tool("session", action="end", session_id=session)
-            async with client.stream("GET", "/v1/events", headers={"last-event-id": str(first.id)}) as response:
-                seen: list[Sse] = []
-                async for one in read_sse(response):
-                    seen.append(one)
-                    if one.event == "status" and one.data["status"]["to"] == SessionStatus.COMPLETED:
-                        break
-            numbers = [int(str(one.id).partition("-")[2]) for one in seen]
-            assert numbers == list(range(int(str(first.id).partition("-")[2]) + 1, numbers[-1] + 1))
-            for lost in ("other-7", "x", f"{str(first.id).partition('-')[0]}-99999"):
-                async with client.stream("GET", "/v1/events", headers={"last-event-id": lost}) as response:
-                    await doors.world.new("say x")
-                    assert (await take(response, 1))[0].event == "gap"
-
-
-async def test_a_listener_that_lags_is_told_that_it_missed_something() -> None:
-    listener = firehose.Listener(lambda _project: True)
-    for number in range(1500):
-        listener.offer(firehose.Entry(number, PROJECT, b"x"))
-    assert listener.lost
-    batch = await listener.next_batch()
-    assert [entry.number for entry in batch] == list(range(500, 1500))
-
-
-# --- limits, without a server
-
-
-async def test_waiting_calls_are_limited_and_orphans_make_room() -> None:
-    from oubliette.api.live import Origin
-
-    live = Live()
-    evicted: list[str] = []
-    release = trio.Event()
-    origins = [Origin(ADMIN, f"r{n}") for n in range(50)]
-
-    async def hold(origin: Origin) -> None:
-        try:
-            with live.call(ADMIN, origin):
-                await release.wait()
-        except RequestError as error:
-            evicted.append(f"{origin.request_id} {error.code}")
-
-    with trio.fail_after(5):
-        async with trio.open_nursery() as nursery:
-            for origin in origins:
-                nursery.start_soon(hold, origin)
-            await trio.testing.wait_all_tasks_blocked()
-            with pytest.raises(RequestError, match="50 calls"), live.call(ADMIN, Origin(ADMIN, "late")):
-                pass
-            origins[7].gone = True
-            with live.call(ADMIN, Origin(ADMIN, "later")):
-                await trio.testing.wait_all_tasks_blocked()
-                assert evicted == ["r7 cancelled"]
-            release.set()
-    assert live.principals() == set()
 
 
 async def test_sessions_that_end_while_nobody_looks_still_end_the_stream(tmp_path: Path) -> None:

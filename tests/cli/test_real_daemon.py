@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -126,6 +127,17 @@ def test_run_without_a_daemon_starts_one_and_leaves_nothing_running(shell: Shell
     refused = shell("run", "hello", code=1)
     assert "No model is configured" in refused.stderr
     shell("status", code=3)
+
+
+def test_a_port_that_is_taken_is_said_in_one_line(shell: Shell) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        done = shell("serve", "--address", address, code=1)
+        assert "Traceback" not in done.stderr
+        assert done.stderr.splitlines()[-2].startswith(f"oubliette: listen on {address}: Address already in use")
+        assert "Address already in use" in shell("serve", "--daemon", "--address", address, code=1).stderr
 
 
 def test_the_demo_runs_twice_and_the_second_time_takes_seconds(shell: Shell) -> None:

@@ -148,7 +148,7 @@ class LocalRuntime:
         if box.running:
             box.process.terminate()
         with trio.move_on_after(grace_seconds):
-            while box.running:  # noqa: ASYNC110 - a process sets no events
+            while box.running:
                 await trio.sleep(0.005)
         box.process.kill()
         box.process.wait()

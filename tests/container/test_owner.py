@@ -331,6 +331,17 @@ async def test_removing_leaves_nothing_and_refuses_who_waits(tmp_path: Path) -> 
                 await served.start("p9", "w1")
 
 
+async def test_nothing_is_kept_of_a_workspace_that_does_not_exist(tmp_path: Path) -> None:
+    async with world(tmp_path) as w, w.daemon() as served:
+        with trio.fail_after(PATIENCE):
+            for number in range(20):
+                with pytest.raises(RequestError, match="gone"):
+                    await served.start("p1", f"no-such-{number}")
+                await served.stop("p1", f"no-such-{number}")
+            await until(lambda: not served._owners)
+        assert w.runtime.calls == ["list"]
+
+
 async def test_changed_settings_make_a_new_one_when_it_is_started_again(tmp_path: Path) -> None:
     async with world(tmp_path) as w:
         with trio.fail_after(PATIENCE):

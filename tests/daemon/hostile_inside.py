@@ -3,24 +3,29 @@
 Standard library only; it is fed to ``python3 -`` by test_walls.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import pathlib
 import socket
 import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 SOCKET = "/run/oubliette/relay.sock"
-found = {}
+found: dict[str, Any] = {}
 
 
-def dial():
+def dial() -> socket.socket:
     peer = socket.socket(socket.AF_UNIX)
     peer.settimeout(10)
     peer.connect(SOCKET)
     return peer
 
 
-def answer_to(data, wait=7):
+def answer_to(data: bytes, wait: float = 7) -> str:
     """What the daemon says to these bytes; 'closed' when it hangs up."""
     peer = dial()
     peer.settimeout(wait)
@@ -36,7 +41,7 @@ def answer_to(data, wait=7):
         peer.close()
 
 
-def attempt(name, action):
+def attempt(name: str, action: Callable[[], object]) -> None:
     try:
         action()
         found[name] = "worked"
@@ -44,7 +49,7 @@ def attempt(name, action):
         found[name] = f"refused: {error.strerror}"
 
 
-def http(request, wait=7):
+def http(request: bytes, wait: float = 7) -> str:
     peer = socket.create_connection(("127.0.0.1", 4097), timeout=wait)
     try:
         peer.sendall(request)
@@ -63,15 +68,15 @@ def http(request, wait=7):
     return got.split(b"\r\n", 1)[0].decode(errors="replace")
 
 
-def post(path, body, **headers):
+def post(path: str, body: bytes, **headers: str) -> str:
     lines = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items())
     head = f"POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(body)}\r\n{lines}\r\n"
     return http(head.encode() + body)
 
 
 for place in ("/run/oubliette", "/opt/oubliette", "/usr", "/etc"):
-    attempt(f"write {place}", lambda place=place: pathlib.Path(f"{place}/x").write_text("x"))
-    attempt(f"link {place}", lambda place=place: os.symlink("/tmp", f"{place}/y"))
+    attempt(f"write {place}", partial(pathlib.Path(f"{place}/x").write_text, "x"))
+    attempt(f"link {place}", partial(os.symlink, "/tmp", f"{place}/y"))
 attempt("replace socket", lambda: os.rename(SOCKET, "/tmp/s"))
 attempt("unlink socket", lambda: os.unlink(SOCKET))
 attempt("read root's files", lambda: pathlib.Path("/root/.bashrc").read_text())
@@ -124,7 +129,7 @@ found["gateway"] = {
 for name in ("passwd", "out"):
     target = "/etc/passwd" if name == "passwd" else sys.argv[1]
     for place in (os.getcwd(), "/state", "/cache"):
-        attempt(f"symlink {place}/{name}", lambda p=place, t=target, n=name: os.symlink(t, f"{p}/{n}"))
+        attempt(f"symlink {place}/{name}", partial(os.symlink, target, f"{place}/{name}"))
 os.mkfifo("fifo")
 
 print(json.dumps(found))

@@ -4,6 +4,9 @@ The words come backwards, so that the hunt does not find itself. Prints ``{"look
 of the word: [places]}}``.
 """
 
+from __future__ import annotations
+
+import io
 import json
 import os
 import stat
@@ -16,17 +19,17 @@ NEVER = ("/proc", "/sys", "/dev")
 
 needles = [word[::-1].encode() for word in sys.argv[1:]]
 longest = max(map(len, needles))
-found = {str(number): [] for number in range(len(needles))}
+found: dict[str, list[str]] = {str(number): [] for number in range(len(needles))}
 looked_at = {"files": 0, "environments": 0, "command lines": 0, "memories": 0}
 
 
-def look(data, place):
+def look(data: bytes, place: str) -> None:
     for number, needle in enumerate(needles):
         if needle in data and place not in found[str(number)]:
             found[str(number)].append(place)
 
 
-def look_through(file, size, place):
+def look_through(file: io.RawIOBase, size: int, place: str) -> None:
     """In pieces that overlap, so that a word on a border is seen."""
     tail = b""
     while size > 0:
@@ -38,7 +41,7 @@ def look_through(file, size, place):
         size -= len(piece)
 
 
-def files():
+def files() -> None:
     for directory, names, entries in os.walk("/"):
         names[:] = [name for name in names if os.path.join(directory, name) not in NEVER]
         for name in entries:
@@ -56,7 +59,7 @@ def files():
                 continue
 
 
-def processes():
+def processes() -> None:
     for pid in sorted(filter(str.isdigit, os.listdir("/proc")), key=int):
         name = "?"
         for kind, entry in (("command lines", "cmdline"), ("environments", "environ")):
@@ -73,7 +76,7 @@ def processes():
             memory(pid, name)
 
 
-def memory(pid, name):
+def memory(pid: str, name: str) -> None:
     """Whoever has the same uid may read it."""
     try:
         with open(f"/proc/{pid}/maps") as maps, open(f"/proc/{pid}/mem", "rb", buffering=0) as file:

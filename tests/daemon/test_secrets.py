@@ -23,8 +23,17 @@ pytestmark = [pytest.mark.daemon, pytest.mark.agent, pytest.mark.engine]
 HUNT = Path(__file__).with_name("hunt_inside.py").read_text()
 
 
+MARK = secrets.token_hex(12)
+"""In each secret that no container holds: one search inside finds them all."""
+
+
 def _secret(beginning: str) -> str:
-    return beginning + secrets.token_hex(20)
+    return beginning + MARK + secrets.token_hex(12)
+
+
+def _in_base64(word: str) -> list[str]:
+    """What stands in the base64 of anything that holds the word: its three alignments, without the edges."""
+    return [base64.b64encode(b"." * shift + word.encode())[4:-4].decode() for shift in range(3)]
 
 
 @dataclass(frozen=True)
@@ -48,8 +57,8 @@ class Planted:
     mcp_variable: str
 
     def everywhere(self) -> dict[str, str]:
-        """Those that no container holds, as they are and in the spelling of basic auth and data URLs."""
-        plain = {
+        """Those that no container holds."""
+        return {
             "key": self.key,
             "header": self.header,
             "filed": self.filed,
@@ -57,7 +66,6 @@ class Planted:
             "environment": self.environment,
             "project_github": self.project_github,
         }
-        return plain | {f"{name} in base64": base64.b64encode(value.encode()).decode() for name, value in plain.items()}
 
     def shown_nowhere(self) -> dict[str, str]:
         """Those that no result, log or list of processes may show."""
@@ -91,8 +99,8 @@ async def world(request: pytest.FixtureRequest, tmp_path: Path, engine_host: str
         github=_secret("ghp_"),
         environment=_secret("env-"),
         project_github=_secret("github_pat_"),
-        mcp_header=_secret("Bearer mcp-"),
-        mcp_variable=_secret("variable-"),
+        mcp_header="Bearer mcp-" + secrets.token_hex(20),
+        mcp_variable="variable-" + secrets.token_hex(20),
     )
     home = tmp_path / "home"
     home.mkdir()
@@ -129,7 +137,7 @@ async def world(request: pytest.FixtureRequest, tmp_path: Path, engine_host: str
                     "opus": {
                         "model": "claude-opus-4-6",
                         "provider": "mine",
-                        "extraHeaders": {"X-Team": planted.header},
+                        "extraHeaders": {"X-Team-Token": planted.header},
                     },
                     "five": {"model": "gpt-5.4", "provider": "other"},
                 },
@@ -179,7 +187,7 @@ async def _engine_view(engine: str, project_id: str) -> str:
 
 async def test_a_planted_secret_is_nowhere(world: World, engine_host: str) -> None:
     daemon, planted = world.daemon, world.planted
-    servers = {
+    servers: dict[str, Json] = {
         "docs": {
             "type": "remote",
             "url": "http://127.0.0.1:9/mcp",
@@ -210,10 +218,14 @@ async def test_a_planted_secret_is_nowhere(world: World, engine_host: str) -> No
     done = await daemon.settle(session_id)
     assert (done["outcome"], done["final_text"]) == ("completed", "hello")
     assert {asked.key for asked in world.provider.asked} == {planted.key}, "the gateway adds the key on its way out"
-    assert {asked.headers["x-team"] for asked in world.provider.asked} == {planted.header}
+    assert {asked.headers["x-team-token"] for asked in world.provider.asked} == {planted.header}
     assert planted.mcp_header not in json.dumps([asked.headers for asked in world.provider.asked])
-    for wire, model, secret in ((Wire.ANTHROPIC, "opus", planted.key), (Wire.OPENAI, "five", planted.filed)):
-        world.provider.fail_next(wire, 403, f"The key {secret} and the team {planted.header} may not do this.")
+    refused = (
+        (Wire.ANTHROPIC, "opus", f"The key {planted.key} and the team {planted.header}"),
+        (Wire.OPENAI, "five", f"The key {planted.filed}"),
+    )
+    for wire, model, who in refused:
+        world.provider.fail_next(wire, 403, f"{who} may not do this.")
         await daemon.call("session", action="message", session_id=session_id, message="@say no", model=model)
         failed = await daemon.settle(session_id)
         assert failed["outcome"] == "failed"
@@ -221,20 +233,18 @@ async def test_a_planted_secret_is_nowhere(world: World, engine_host: str) -> No
         results.append(failed)
 
     # inside the container
-    never = planted.everywhere()
     [config_file] = (daemon.home / "run" / "c").glob("*/opencode.json")
     agent_config = json.loads(config_file.read_text())
     capability = agent_config["provider"]["oubliette-anthropic"]["options"]["apiKey"]
-    hunted = await _hunt(daemon, project_id, [*never.values(), planted.mcp_header, capability])
+    hunted = await _hunt(daemon, project_id, [MARK, *_in_base64(MARK), planted.mcp_header, capability])
     looked_at = hunted["looked_at"]
-    assert looked_at["files"] > 100, looked_at
-    assert min(looked_at["environments"], looked_at["command lines"]) >= 3, looked_at
+    assert looked_at["files"] >= 50, looked_at
+    assert min(looked_at["environments"], looked_at["command lines"], looked_at["memories"]) >= 2, looked_at
     *places, mcp_places, capability_places = hunted["found"].values()
-    assert dict(zip(never, places, strict=True)) == dict.fromkeys(never, [])
+    assert not any(places), places
     for known in (mcp_places, capability_places):
         assert "/run/oubliette/opencode.json" in known, "the hunt finds what is there"
     assert not [place for place in mcp_places if place.startswith(("environ", "cmdline"))]
-    assert hunted["found"], looked_at
 
     # what clients can ask for
     calls: list[tuple[str, Json]] = [
@@ -261,8 +271,7 @@ async def test_a_planted_secret_is_nowhere(world: World, engine_host: str) -> No
     results.append(shown)
     results.append(await daemon.events(session_id))
     async with httpx.AsyncClient(headers=daemon.headers()) as client:
-        for path in ("/health", "/ready", "/metrics"):
-            results.append((await client.get(daemon.url + path)).text)
+        results.extend([(await client.get(daemon.url + path)).text for path in ("/health", "/ready", "/metrics")])
     for result in results:
         assert_not_in(json.dumps(result), planted.shown_nowhere(), str(result)[:2000])
 

@@ -46,7 +46,7 @@ async def until(condition: object, seconds: float = 5) -> None:
     """Wait for something that no event tells of."""
     assert callable(condition)
     with trio.fail_after(seconds):
-        while not condition():  # noqa: ASYNC110  # another task of ours gets there without telling anybody
+        while not condition():  # another task of ours gets there without telling anybody
             await trio.sleep(0.005)
 
 
@@ -229,6 +229,7 @@ async def test_smuggled_requests_reach_nobody(world: World) -> None:
 async def test_a_hundred_cut_requests_leave_nothing_behind(world: World) -> None:
     """Cancelled httpx requests leak slots of a shared pool; a transport of its own for each call leaves nothing."""
     await world.ask(Wire.CHAT)
+    await until(lambda: not world.gateway.requests_at_work() and not world.provider.at_work)
     before = len(os.listdir("/proc/self/fd"))
 
     async def one(number: int) -> None:
@@ -260,6 +261,7 @@ async def test_a_request_cancelled_at_any_step_leaves_nothing_running_and_nothin
 ) -> None:
     """The whole way: head, body, admission, connection, answer, settlement."""
     await world.ask(wire)
+    await until(lambda: not world.gateway.requests_at_work() and not world.provider.at_work)
     before = len(os.listdir("/proc/self/fd"))
     body = json.dumps(request_body(wire, "@say hello")).encode()
     headers = "".join(f"{name}: {value}\r\n" for name, value in sdk_headers(wire).items())

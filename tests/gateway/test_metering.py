@@ -251,7 +251,7 @@ async def test_what_waits_is_written_within_a_second(world: World) -> None:
     await world.meter.settle(ticket, ONE)
     await world.meter.settle(ticket, ONE)
     with trio.fail_after(EVENT_SECONDS + 2):
-        while len(usage_events(world)) < 2:  # noqa: ASYNC110  # the store's publication is what is waited for
+        while len(usage_events(world)) < 2:  # the store's publication is what is waited for
             await trio.sleep(0.01)
     assert trio.current_time() - began >= EVENT_SECONDS - 0.05
 

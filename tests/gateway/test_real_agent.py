@@ -187,7 +187,7 @@ async def test_a_cut_session_stops_its_real_agent_at_once(toolkit: Toolkit, tmp_
             prompt = talk.rig.prompt("@say a\n@delay 60\n@say b", model="scripted")
             await talk.rig.agent.prompt(talk.session_id, talk.directory, prompt)
             with trio.fail_after(20):
-                while not talk.world.gateway.requests_at_work():  # noqa: ASYNC110  # the agent tells nobody
+                while not talk.world.gateway.requests_at_work():  # the agent tells nobody
                     await trio.sleep(0.01)
             await talk.world.store.write(lambda tx: sessions.update(tx, "gogol_1", ending="cancelled"))
             began = trio.current_time()

@@ -109,7 +109,7 @@ def alive(pid: int) -> bool:
 async def until(condition: Callable[[], bool]) -> None:
     """Waits for something that nothing tells of."""
     with trio.fail_after(PATIENCE):
-        while not condition():  # noqa: ASYNC110 - other processes set no events
+        while not condition():
             await trio.sleep(0.01)
 
 

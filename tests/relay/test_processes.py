@@ -105,7 +105,7 @@ async def test_stopping_asks_first_and_kills_after_the_grace(tmp_path: Path) -> 
 
 
 async def until_it_says(link: RelayLink, word: str) -> None:
-    while not any(state.running and word in state.stderr for state in await link.list_processes()):  # noqa: ASYNC110
+    while not any(state.running and word in state.stderr for state in await link.list_processes()):
         await trio.sleep(0.01)
 
 

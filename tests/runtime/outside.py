@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 import subprocess
 import threading
@@ -41,7 +42,7 @@ def outside() -> Iterator[str]:
         yield os.environ[OUTSIDE]
         return
     assert os.geteuid() == 0, f"an ordinary user needs {OUTSIDE}"
-    address = "198.51.100.77"
+    address = f"198.51.100.{1 + secrets.randbelow(250)}"
     subprocess.run(["ip", "address", "add", f"{address}/32", "dev", "lo"], check=True)
     try:
         with listening(address) as port:

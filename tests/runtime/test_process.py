@@ -26,7 +26,7 @@ def alive(pid: int) -> bool:
 
 async def eventually(condition: Callable[[], bool]) -> None:
     with trio.fail_after(5):
-        while not condition():  # noqa: ASYNC110  (other processes set no trio.Event)
+        while not condition():
             await trio.sleep(0.01)
 
 

@@ -128,7 +128,7 @@ async def open_world(
             store=store,
             feed=feed,
             config=Config.model_validate({"defaults": defaults or {}}),
-            lease=container.lease,  # type: ignore[arg-type]
+            lease=container.lease,
             place_ready=nothing,
             cut_model=lambda _session_id: None,
             model_settled=nothing,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oubliette.errors import LocalWireError, RemoteWireError
@@ -47,6 +47,7 @@ def test_byte_by_byte_gives_the_same_events() -> None:
     assert [event for at in range(len(STREAM)) for event in parser.feed(STREAM[at : at + 1])] == EVENTS
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, len(STREAM)), max_size=6))
 def test_any_split_gives_the_same_events(cuts: list[int]) -> None:
     edges = [0, *sorted(cuts), len(STREAM)]
@@ -76,6 +77,7 @@ TEXT = st.text(st.characters(codec="utf-8"), max_size=40)
 NAME = st.text(st.characters(codec="utf-8", exclude_characters="\r\n\0"), min_size=1, max_size=20)
 
 
+@settings(deadline=None)
 @given(NAME, TEXT, NAME)
 def test_what_is_encoded_is_read_back(event: str, data: str, id_: str) -> None:
     parser = SseParser()

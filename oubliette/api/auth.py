@@ -10,7 +10,6 @@ from datetime import datetime
 from functools import partial
 from typing import Final
 
-import structlog
 import trio
 
 from oubliette.api.errors import unauthenticated
@@ -20,10 +19,11 @@ from oubliette.core.limits import BAD_TOKENS_PER_SECOND
 from oubliette.core.model import Principal, TokenRow
 from oubliette.core.tokens import secret_hash
 from oubliette.errors import OublietteError, RequestError
+from oubliette.log import get_logger
 from oubliette.store import tokens
 from oubliette.store.database import Store, Tx
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 TOKEN: Final = re.compile(r"oub_[0-9a-f]{64}")
 FRESH_SECONDS: Final = 1.0

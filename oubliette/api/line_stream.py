@@ -47,8 +47,7 @@ class _Lines:
         self._failure: RemoteWireError | None = None
 
     async def serve(self, server: Server[Any], caller: object) -> None:
-        inward, received = message_streams[SessionMessage | Exception](0)
-        sent, outward = message_streams[SessionMessage](0)
+        inward, received, sent, outward = message_streams()
         dispatcher: JSONRPCDispatcher[Any] = JSONRPCDispatcher(received, sent, inline_methods=frozenset({"initialize"}))
         connection = Connection.from_envelope(LATEST_HANDSHAKE_VERSION, None, None, outbound=dispatcher)
         async with trio.open_nursery() as nursery:

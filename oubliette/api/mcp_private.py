@@ -17,8 +17,16 @@ PINNED: Final = "2.3.0"
 
 Inward = ContextSendStream[SessionMessage | Exception]
 Outward = ContextReceiveStream[SessionMessage]
-message_streams = create_context_streams
-"""A pair of the streams that a dispatcher reads from and writes to, for a wire of our own."""
+
+
+def message_streams() -> tuple[
+    Inward, ContextReceiveStream[SessionMessage | Exception], ContextSendStream[SessionMessage], Outward
+]:
+    """What a dispatcher needs for a wire of our own: we send to the first, it reads the second; it writes to the
+    third, we read the fourth."""
+    inward, received = create_context_streams[SessionMessage | Exception](0)
+    sent, outward = create_context_streams[SessionMessage](0)
+    return inward, received, sent, outward
 
 
 def connection_of(ctx: ServerRequestContext[Any, Any]) -> Connection:

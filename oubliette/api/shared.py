@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-import structlog
 import trio
 
 from oubliette.api.auth import Auth
@@ -15,10 +14,11 @@ from oubliette.api.live import Live
 from oubliette.api.services import Services
 from oubliette.core.model import Principal
 from oubliette.errors import OublietteError
+from oubliette.log import get_logger
 from oubliette.store import audit
 from oubliette.store.database import Tx
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 
 _AUDIT_BACKLOG: Final = 10_000
 _AUDIT_BATCH: Final = 200
@@ -49,6 +49,7 @@ class Shared:
         """The services: tokens are watched, the audit trail is written. What is queued at the end is still written."""
         async with trio.open_nursery() as nursery:
             await nursery.start(self.auth.watch)
+            await nursery.start(self.keys.run)
             await nursery.start(self.execs.run)
             nursery.start_soon(self._write_audit)
             task_status.started()

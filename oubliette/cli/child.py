@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from oubliette.cli.client import Daemon
-from oubliette.cli.output import note
+from oubliette.cli.output import note, sentences
 from oubliette.cli.place import running_daemon
 from oubliette.cli.problems import CliError
 from oubliette.home import Home
@@ -68,8 +68,8 @@ def _last_words(path: Path) -> str:
     """Its complaint with the hint, else its last line."""
     lines = path.read_text(errors="replace").strip().splitlines()
     complaint = next((index for index, line in enumerate(lines) if line.startswith("oubliette: ")), len(lines) - 1)
-    words = " ".join(line.strip() for line in lines[max(complaint, 0) :][:2]).removeprefix("oubliette: ")
-    return words or f"It left no words in {path}."
+    words = [line.strip().removeprefix("oubliette: ") for line in lines[max(complaint, 0) :][:2]]
+    return sentences(words[0], " ".join(words[1:])) if words else f"It left no words in {path}."
 
 
 def stop(home: Home, pid: int, *, seconds: float = STOP_SECONDS) -> bool:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from oubliette.cli.output import note, say, say_json
+from oubliette.cli.output import note, say, say_json, sentences
 from oubliette.cli.place import home_of, initialised
 from oubliette.cli.problems import FAILED
 
@@ -28,7 +28,7 @@ def check(ctx: typer.Context, as_json: AsJson = False) -> None:
         say_json({"file": str(home.config_file), "ok": config is not None, "errors": errors, "warnings": warnings})
     else:
         for problem in problems:
-            say(f"error: {problem.message}" + (f" {problem.hint}" if problem.hint else ""))
+            say(f"error: {sentences(problem.message, problem.hint)}")
         for warning in warnings:
             say(f"warning: {warning}")
         if config is not None:

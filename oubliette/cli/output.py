@@ -21,6 +21,11 @@ def note(text: str) -> None:
     print(safe_text(text), file=sys.stderr, flush=True)
 
 
+def sentences(message: str, hint: str) -> str:
+    """An error and what to do about it, on one line."""
+    return f"{message.rstrip('.')}. {hint}" if hint else message
+
+
 def say_json(value: Any) -> None:
     """For programs: indented when a person looks, one line otherwise."""
     indent = 2 if sys.stdout.isatty() else None

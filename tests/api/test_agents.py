@@ -17,13 +17,13 @@ from tests.api.agent_world import (
     FOREIGN_CONTAINER,
     FOREIGN_WORKSPACE,
     OTHER_CONTAINER,
-    OTHER_PROJECT,
     OTHER_WORKSPACE,
     Agents,
     Wire,
     open_agents,
     settings,
 )
+from tests.api.world import OTHER_PROJECT
 
 MAY = {"spawn", "message", "wait", "get", "list", "events", "interrupt", "end", "cancel"}
 
@@ -95,7 +95,8 @@ async def test_a_stamp_that_names_no_session_of_the_container_is_refused(tmp_pat
         _, far = await agents.session(project_id=OTHER_PROJECT, workspace_id=FOREIGN_WORKSPACE)
         _, mine = await agents.session()
         async with agents.wire() as wire:
-            for nothing in (None, "", 7, ["x"], {}):
+            nothings: list[Any] = [None, "", 7, ["x"], {}]
+            for nothing in nothings:
                 given = {"name": "session", "arguments": {"action": "list", "_session": nothing}}
                 answer = await wire.ask("tools/call", given)
                 assert answer["result"]["isError"]
@@ -124,7 +125,8 @@ async def test_a_session_that_ends_can_do_nothing_more(tmp_path: Path) -> None:
 
 async def test_a_session_that_may_not_use_the_tool_cannot_by_calling_it_directly(tmp_path: Path) -> None:
     async with open_agents(tmp_path) as agents, agents.wire() as wire:
-        for given in ({"tools_disallowed": ["oubliette_*"]}, {"tools_allowed": ["read", "bash"]}):
+        lists: list[dict[str, Any]] = [{"tools_disallowed": ["oubliette_*"]}, {"tools_allowed": ["read", "bash"]}]
+        for given in lists:
             _, stamp = await agents.session(**given)
             failed, text = await wire.call("session", stamp, action="list")
             assert failed

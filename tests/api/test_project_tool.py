@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from functools import partial
 
+import httpx
+import pytest
 import trio
 
+from oubliette.api.execs import _give_up
 from oubliette.store import audit, execs
 from oubliette.store.execs import ExecRow, ExecState
 from tests.api.rpc import open_rpc
@@ -151,8 +154,6 @@ async def test_a_restart_finds_commands_that_did_not_survive_it(doors: Doors) ->
     at = doors.services.now()
     row = ExecRow("exec_old", PROJECT, WORKSPACE, ["x"], ExecState.RUNNING, at, {})
     await doors.world.store.write(partial(execs.insert, row=row))
-    from oubliette.api.execs import _give_up
-
     await doors.world.store.write(partial(_give_up, at=at))
     with trio.fail_after(30):
         found = await doors.tool("container", action="exec", project_id=PROJECT, exec_id="exec_old")
@@ -179,6 +180,24 @@ async def test_containers_start_stop_and_tell_their_state(doors: Doors) -> None:
         failed = await doors.call("container", "project", action="start")
         assert failed.status_code == 503
         assert failed.json()["error"]["message"] == "bwrap is missing"
+
+
+async def test_a_call_with_a_key_does_not_hold_up_the_shutdown(doors: Doors) -> None:
+    containers(doors).hangs = True
+
+    async def start() -> None:
+        with pytest.raises(httpx.RemoteProtocolError):
+            await doors.call("container", "project", action="start", request_key="k")
+
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(start)
+            with trio.move_on_after(0.3):
+                await doors.call("container", "project", action="start", request_key="k2")
+            asked = trio.current_time()
+            doors.shutdown.set()
+            await doors.served.wait()
+            assert trio.current_time() - asked < 3
 
 
 async def test_what_was_done_and_what_was_refused_is_on_record(doors: Doors) -> None:

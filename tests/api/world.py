@@ -136,6 +136,7 @@ class FakeContainers:
     let_go: trio.Event = field(default_factory=trio.Event)
     ran: list[tuple[Sequence[str], str | None]] = field(default_factory=list)
     error: Json | None = None
+    hangs: bool = False
 
     @asynccontextmanager
     async def lease(self, project_id: str, workspace_id: str) -> AsyncIterator[Any]:
@@ -161,6 +162,8 @@ class FakeContainers:
 
     async def start(self, project_id: str, workspace_id: str, *, recreate: bool = False, force: bool = False) -> None:
         await trio.lowlevel.checkpoint()
+        if self.hangs:
+            await trio.sleep_forever()
         if self.error is not None:
             raise ContainerExited("start it: /secret/host/path")
         self.started.append((project_id, workspace_id, recreate))

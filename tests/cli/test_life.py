@@ -166,7 +166,7 @@ def test_a_daemon_that_cannot_start_leaves_its_words_with_the_caller(cli: Cli, h
     done = cli("serve", "--daemon")
     assert done.code == 1
     assert "the daemon did not start (exit code 1)" in done.err
-    assert f'{home.config_file}:2: there is no key "adress" in server Did you mean "address"?' in done.err
+    assert f'{home.config_file}:2: there is no key "adress" in server. Did you mean "address"?' in done.err
     assert home.holder() is None
 
 

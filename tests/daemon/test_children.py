@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,7 +39,7 @@ async def daemon(tmp_path: Path) -> AsyncIterator[Daemon]:
         yield daemon
 
 
-async def spawn(daemon: Daemon, project: Json, script: str, **more: object) -> str:
+async def spawn(daemon: Daemon, project: Json, script: str, **more: Any) -> str:
     spawned = await daemon.call(
         "session",
         action="spawn",

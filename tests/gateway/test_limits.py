@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -30,8 +30,14 @@ async def streaming(
     headers = [*sdk_headers(wire, session=session).items(), ("content-type", "application/json")]
     body = json.dumps(request_body(wire, prompt, alias=alias)).encode()
     async with Upstreams().post(world.url(wire, alias=alias), headers, body, alias="the gateway") as answer:
-        assert answer.status == 200
         yield answer
+
+
+async def ask_and_forget(world: World, wire: Wire, prompt: str = "@say hello", *, alias: str | None = None) -> None:
+    """A request that may be cancelled at any time, which httpx's generators complain about."""
+    with suppress(UpstreamCut):
+        async with streaming(world, wire, prompt, alias=alias) as answer:
+            await rest(answer)
 
 
 async def rest(answer: UpstreamAnswer) -> bytes:
@@ -94,7 +100,7 @@ async def test_a_client_that_leaves_ends_the_request_at_the_provider(world: Worl
 async def test_a_client_that_leaves_before_the_answer_begins_ends_it_too(world: World) -> None:
     world.provider.gates.append(trio.Event())
     with trio.move_on_after(0.3):
-        await world.ask(Wire.OPENAI)
+        await ask_and_forget(world, Wire.OPENAI)
     await until(lambda: not world.gateway.requests_at_work() and world.provider.at_work == 0)
 
 
@@ -102,7 +108,7 @@ async def test_the_seventeenth_request_at_once_is_told_to_come_back(world: World
     with trio.fail_after(20):
         async with trio.open_nursery() as nursery:
             for _ in range(MAX_REQUESTS):
-                nursery.start_soon(partial(world.ask, Wire.CHAT, "@say a\n@delay 30", alias="scripted"))
+                nursery.start_soon(partial(ask_and_forget, world, Wire.CHAT, "@say a\n@delay 30", alias="scripted"))
             await until(lambda: world.gateway.requests_at_work("c1") == MAX_REQUESTS)
             for wire in WIRES:
                 answer = await world.ask(wire)
@@ -234,7 +240,7 @@ async def test_a_hundred_cut_requests_leave_nothing_behind(world: World) -> None
 
     async def one(number: int) -> None:
         with trio.move_on_after(0.001 * number):
-            await world.ask(Wire.CHAT, "@say a\n@delay 0.05\n@say b")
+            await ask_and_forget(world, Wire.CHAT, "@say a\n@delay 0.05\n@say b")
 
     with trio.fail_after(30):
         for round_number in range(5):

@@ -19,12 +19,12 @@ from oubliette.session.requests import MessageArgs, SpawnArgs, TurnArgs
 from oubliette.store import sessions, turns
 from tests.api.agent_world import (
     FOREIGN_WORKSPACE,
-    OTHER_PROJECT,
     OTHER_WORKSPACE,
     Agents,
     open_agents,
     settings,
 )
+from tests.api.world import OTHER_PROJECT
 from tests.session.world import ADMIN, PROJECT, World, open_world
 
 HAS: dict[str, Any] = {
@@ -193,7 +193,12 @@ async def test_a_child_gets_what_its_parent_has_when_it_asks_for_nothing(tmp_pat
 
 async def test_a_child_may_be_given_less(tmp_path: Path) -> None:
     async with parent_with(tmp_path, **HAS) as (world, root):
-        less = {"autonomy": Autonomy.LOW, "tools_allowed": ["read"], "tools_disallowed": ["edit"], "timeout_minutes": 2}
+        less: dict[str, Any] = {
+            "autonomy": Autonomy.LOW,
+            "tools_allowed": ["read"],
+            "tools_disallowed": ["edit"],
+            "timeout_minutes": 2,
+        }
         child = await world.row(await child_of(world, root, **less))
         assert child.autonomy is Autonomy.LOW
         assert child.settings["tools_allowed"] == ["read"]

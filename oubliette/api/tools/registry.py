@@ -12,8 +12,6 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-import structlog
-import trio
 from pydantic import BaseModel
 
 from oubliette.api import errors
@@ -27,12 +25,11 @@ from oubliette.core import access
 from oubliette.core.limits import RESULT_CHARACTERS
 from oubliette.core.model import Json, Principal
 from oubliette.errors import RequestError
+from oubliette.log import get_logger
 
-log = structlog.get_logger(__name__)
+log = get_logger(__name__)
 Progress = Callable[[float, float | None, str], Awaitable[None]]
 
-EFFECT_SECONDS: Final = 60
-"""A keyed write goes on for so long after its caller has left, so that its retry finds the first result."""
 READ_SUFFIX: Final = "_read"
 _ARGUMENT_SPELLINGS: Final[Mapping[str, str]] = {"prompt": "message"}
 """Argument names that are understood and not listed."""
@@ -260,11 +257,7 @@ class Registry:
 
         if args.request_key is None:
             return await effect()
-        with trio.move_on_after(EFFECT_SECONDS, shield=True):
-            return await call.shared.keys.once(
-                call.principal, action.tool, action.name, args, effect, unkept=action.unkept
-            )
-        raise RequestError("timed_out", f"{action.key} took longer than {EFFECT_SECONDS} s.", retryable=True)
+        return await call.shared.keys.once(call.principal, action.tool, action.name, args, effect, unkept=action.unkept)
 
     async def _sized(self, call: Call, action: Action, args: Args, data: Json) -> Json:
         """The result within ``max_chars``: lists hold fewer items, then what is still too long is cut."""

@@ -46,7 +46,7 @@ CALLS: list[tuple[str, dict[str, object], str]] = [
     ("session", {"action": "wait", "session_ids": "nonsense"}, "session_ids"),
     ("project", {"action": "create", "name": "x" * 300}, "name"),
     ("project", {"action": "get", "project_id": "../../etc"}, "is not an id"),
-    ("container", {"action": "exec", "project_id": "nope"}, "command"),
+    ("container", {"action": "exec", "project_id": "nope"}, "not_found"),
     ("token", {"action": "create", "name": "t", "scope": "emperor"}, "scope"),
 ]
 

@@ -177,11 +177,23 @@ async def open_daemon(
     try:
         yield daemon
     finally:
-        with trio.CancelScope(shield=True), trio.move_on_after(60):
-            if daemon.process.poll() is None:
-                for project in (await daemon.call("project", action="list", limit=100))["projects"]:
-                    await daemon.call("project", action="delete", project_id=project["project_id"], force=True)
+        with trio.CancelScope(shield=True), trio.move_on_after(90):
+            if daemon.process.poll() is not None:
+                # A test has ended it; only a daemon knows its containers.
+                daemon = await ready(start(home, environment=environment, ordinary_user=ordinary_user))
+            await _delete_projects(daemon)
         if daemon.process.poll() is None:
             daemon.terminate()
         if daemon.process.poll() is None:
             daemon.kill()
+
+
+async def _delete_projects(daemon: Daemon) -> None:
+    """Returns when they are gone, and their containers with them."""
+    asked: set[str] = set()
+    while projects := (await daemon.call("project", action="list", limit=100))["projects"]:
+        for project in projects:
+            if project["project_id"] not in asked:
+                asked.add(project["project_id"])
+                await daemon.call("project", action="delete", project_id=project["project_id"], force=True)
+        await trio.sleep(0.05)

@@ -182,6 +182,9 @@ class _Daemon:
         self.tree = SessionTree(
             deps, create_workspace=self._create_workspace, room_on_disk=partial(require_room, home.data)
         )
+        self.containers.observe(
+            lambda row, code, data: self.tree.container_changed(row.project_id, row.workspace_id, code, data)
+        )
         self.services = Services(
             config=config,
             store=store,

@@ -18,7 +18,7 @@ from oubliette.container.link import RelayLink
 from oubliette.container.ready import AgentCommand
 from oubliette.core.model import ContainerRow, ProjectRow
 from oubliette.core.pricing import Prices
-from oubliette.errors import AgentError
+from oubliette.errors import AgentError, AgentUnreachable
 from oubliette.gateway.models import ResolvedModel, all_models
 
 CONFIG_FILE = "opencode.json"
@@ -73,17 +73,29 @@ class OpenCodeLauncher:
         """Enters when the agent answers; raises AgentError when it does not come up."""
         agent = OpenCode(link.dial, password, self._entries)
         failure: AgentError | None = None
+        lost = leaving = False
+
+        async def follow(*, task_status: trio.TaskStatus[None]) -> None:
+            """An agent that hangs is lost though its process lives: whoever uses it is ended, and starts it again."""
+            nonlocal lost
+            await agent.run(task_status=task_status)
+            lost = not leaving
+            nursery.cancel_scope.cancel("the agent is lost")
+
         async with trio.open_nursery() as nursery:
             try:
-                await nursery.start(agent.run)
+                await nursery.start(follow)
                 yield agent
             except AgentError as error:
                 failure = error  # raised again below, bare and not in a group of one
             finally:
+                leaving = True
                 agent.mark_lost("its container let go of it")
                 nursery.cancel_scope.cancel("the agent is let go")
         if failure is not None:
             raise failure
+        if lost:
+            raise AgentUnreachable("the agent no longer answers")
 
 
 def _server(server: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -64,6 +64,19 @@ class SessionTree:
             task_status.started()
             await trio.sleep_forever()
 
+    def container_changed(self, project_id: str, workspace_id: str | None, code: str, data: Json) -> None:
+        """Something happened to the container of a place: those who work there have it in their log. Never blocks."""
+        if self._nursery is not None:
+            note = partial(
+                units.note_container,
+                project_id=project_id,
+                workspace_id=workspace_id,
+                code=code,
+                data=data,
+                at=self._deps.now(),
+            )
+            self._nursery.start_soon(self._deps.store.write, note, name=f"note {code}")
+
     def close(self) -> None:
         """From now on nothing new is accepted (shutdown has begun)."""
         self._closing = True

@@ -253,6 +253,15 @@ def append_events(tx: Tx, session_id: str, new: Sequence[NewEvent]) -> None:
         events.append(tx, session_id, event)
 
 
+def note_container(tx: Tx, project_id: str, workspace_id: str | None, code: str, data: Json, at: datetime) -> None:
+    """A ``system`` event for every session of the place that has a turn running (``workspace_id`` None: all of the
+    project's workspaces)."""
+    for row in sessions.open_in_place(tx, project_id, workspace_id):
+        turn = turns.running(tx, row.session_id)
+        if turn is not None:
+            events.append(tx, row.session_id, replace(system_event(code, turn=turn.turn, data=data or None), ts=at))
+
+
 @dataclass(frozen=True, slots=True)
 class TurnEnd:
     """How a turn ended, for the one unit that says so."""

@@ -115,7 +115,9 @@ async def test_a_turn_goes_on_over_a_restart(tmp_path: Path) -> None:
         one = await world.new("sleep")
         waiting = await world.message(one, "say later")
         assert waiting["queue_position"] >= 0
-        await world.until(one, "running")
+        with trio.fail_after(5):
+            while "ses_1" not in agent.running:
+                await trio.sleep(0.01)
     async with open_world(tmp_path, agent=agent) as world:
         await world.until(one, "running")
         with trio.fail_after(5):

@@ -120,7 +120,7 @@ class Runtime(Protocol):
         """Make sure the image is there (pull where possible). Returns its pinned identity. Raises ImageMissing."""
 
     async def build_image(self, context: Path, tag: str, report: ReportProgress) -> str:
-        """Build ``context/Dockerfile`` as ``tag``; returns its identity. RuntimeUnavailable where that is impossible."""
+        """Build ``context/Dockerfile`` as ``tag``; returns its identity. RuntimeUnavailable where none can be built."""
 
     async def create(self, spec: ContainerSpec) -> str:
         """Create it, not running; returns the engine's id. Idempotent by name when the labels are the same."""

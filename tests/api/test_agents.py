@@ -8,12 +8,15 @@ from typing import Any
 
 import pytest
 import trio
+from trio.testing import lockstep_stream_pair
 
 from oubliette.api import line_stream
 from oubliette.api.tools import progress
 from oubliette.core.model import EventType, SessionStatus
+from oubliette.errors import RemoteWireError
 from oubliette_relay import protocol
 from tests.api.agent_world import (
+    CONTAINER,
     FOREIGN_CONTAINER,
     FOREIGN_WORKSPACE,
     OTHER_CONTAINER,
@@ -230,6 +233,17 @@ async def test_no_more_is_read_than_can_be_at_work_at_once(tmp_path: Path, monke
             while True:
                 await wire.hear()
     assert agents.refused == ["a second call with the id of one in progress"]
+
+
+async def test_a_peer_that_takes_no_answer_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(line_stream, "SEND_SECONDS", 0.2)
+    async with open_agents(tmp_path) as agents:
+        ours, theirs = lockstep_stream_pair()
+        with pytest.raises(RemoteWireError, match="no line was taken"), trio.fail_after(5):
+            async with trio.open_nursery(strict_exception_groups=False) as nursery:
+                nursery.start_soon(agents.door.serve, theirs, CONTAINER)
+                await ours.send_all(b'{"jsonrpc":"2.0","id":1,"method":"tools/list"}\n')
+        await trio.aclose_forcefully(ours)
 
 
 async def test_a_long_wait_tells_that_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

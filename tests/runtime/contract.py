@@ -157,7 +157,7 @@ def processes_with(marker: str) -> list[int]:
 
 async def eventually(question: Callable[[], bool]) -> None:
     """Wait until the answer is yes. Processes and files of an engine tell nobody, so it is asked again and again."""
-    while not question():  # noqa: ASYNC110
+    while not question():
         await trio.sleep(0.01)
 
 

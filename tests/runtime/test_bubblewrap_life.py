@@ -137,7 +137,8 @@ async def test_another_process_with_a_reused_id_is_neither_taken_for_the_sandbox
             assert other.poll() is None
         finally:
             other.kill()
-            await other.wait()
+            with trio.move_on_after(5, shield=True):
+                await other.wait()
 
 
 @pytest.mark.parametrize("victims", [["shim"], ["monitor"], ["shim", "monitor"]])

@@ -93,13 +93,14 @@ class Agents:
     @asynccontextmanager
     async def wire(self, container: str = CONTAINER, caller_id: str = "") -> AsyncIterator[Wire]:
         ours, theirs = memory_stream_pair()
-        self.nursery.start_soon(self._serve, theirs, container, caller_id)
+        self.nursery.start_soon(self.serve, theirs, container, caller_id)
         try:
             yield Wire(ours)
         finally:
             await trio.aclose_forcefully(ours)
 
-    async def _serve(self, stream: trio.StapledStream[Any, Any], container: str, caller_id: str) -> None:
+    async def serve(self, stream: trio.StapledStream[Any, Any], container: str, caller_id: str) -> None:
+        """As the relay host does."""
         try:
             await self.door.serve(stream, container, caller_id)
         except RemoteWireError as error:

@@ -11,7 +11,7 @@ import pytest
 
 from tests.daemon.harness import Daemon, Json, open_daemon, ready, start
 
-pytestmark = [pytest.mark.daemon, pytest.mark.agent]
+pytestmark = [pytest.mark.daemon, pytest.mark.agent, pytest.mark.engine]
 
 TOOL = "oubliette_session"
 SETTLE_SECONDS = 150
@@ -27,15 +27,17 @@ def lines(*directives: str) -> str:
 
 
 @pytest.fixture
-async def daemon(tmp_path: Path) -> AsyncIterator[Daemon]:
+async def daemon(request: pytest.FixtureRequest, tmp_path: Path, engine_host: str) -> AsyncIterator[Daemon]:
+    runtime = getattr(request, "param", "bubblewrap")
     home = tmp_path / "home"
     home.mkdir()
     config: Json = {
         "server": {"address": "127.0.0.1:0"},
-        "runtime": "bubblewrap",
+        "runtime": runtime,
         "defaults": {"limits": {"max_active_sessions": 50}},
     }
-    async with open_daemon(home, config) as daemon:
+    environment = {"DOCKER_HOST": engine_host} if runtime == "docker" else {}
+    async with open_daemon(home, config, environment=environment) as daemon:
         yield daemon
 
 
@@ -67,6 +69,7 @@ async def outputs(daemon: Daemon, session_id: str) -> list[Json]:
     ]
 
 
+@pytest.mark.parametrize("daemon", ["bubblewrap", "docker"], indirect=True)
 async def test_a_parent_spawns_three_children_and_one_of_them_a_grandchild(daemon: Daemon) -> None:
     project = await daemon.call("project", action="create", name="a family")
     grandchild = lines(

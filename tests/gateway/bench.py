@@ -22,7 +22,7 @@ ROUND_SECONDS = 30
 async def measure(rounds: int) -> tuple[float, float]:
     """Median seconds to the first body byte of a streamed answer: through the gateway, and straight to its upstream.
 
-    Both are asked in turn by one client, each on its own kept connection, so that what disturbs the machine disturbs both.
+    Both are asked in turn by one client, each on a kept connection: what disturbs the machine disturbs both.
     """
     through, direct = [], []
     with tempfile.TemporaryDirectory(prefix="oubliette-bench-gateway-") as folder:

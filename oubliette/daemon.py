@@ -54,8 +54,6 @@ from oubliette.toolbox import Toolbox
 
 log = structlog.get_logger(__name__)
 
-CLI_TOKEN_NAME = "cli"  # noqa: S105 - the name of a token
-
 
 @dataclass(frozen=True, slots=True)
 class Running:
@@ -233,7 +231,7 @@ class _Daemon:
         secret = token_values.secret_of(clock.fresh_hex(token_values.SECRET_HEX))
         row = token_values.new_token(
             clock.fresh_hex(token_values.ID_HEX),
-            name=CLI_TOKEN_NAME,
+            name=token_values.CLI_NAME,
             scope=Scope("admin"),
             kind="cli",
             at=clock.now(),
@@ -241,7 +239,7 @@ class _Daemon:
         )
 
         def unit(tx: Tx) -> None:
-            old = tokens.get(tx, CLI_TOKEN_NAME)
+            old = tokens.get(tx, token_values.CLI_NAME)
             if old is not None and old.kind == "cli":
                 tokens.revoke(tx, old.token_id, row.created_at)
             tokens.create(tx, row, token_values.secret_hash(secret))

@@ -129,12 +129,11 @@ class Live:
                 work.end("revoked")
         self.on_end(principal_id)
 
-    def end_protocol_session(self, protocol_session: str) -> None:
-        """A handshake session was closed: end the calls made in it."""
-        for mine in list(self._calls.values()):
-            for work in list(mine):
-                if work.origin is not None and work.origin.protocol_session == protocol_session:
-                    work.end("ended")
+    def end_protocol_session(self, protocol_session: str, principal_id: str) -> None:
+        """Its principal closed a handshake session: end the calls made in it. Another's is not theirs to end."""
+        for work in list(self._calls.get(principal_id, ())):
+            if work.origin is not None and work.origin.protocol_session == protocol_session:
+                work.end("ended")
 
     @contextmanager
     def _registered(self, table: dict[str, dict[_Work, None]], work: _Work) -> Iterator[None]:

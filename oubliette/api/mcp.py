@@ -113,7 +113,7 @@ class McpDoor:
             return
         await self.manager.handle_request(scope, receive, send)
         if scope["method"] == "DELETE" and origin.protocol_session is not None:
-            self._desk.shared.live.end_protocol_session(origin.protocol_session)
+            self._desk.shared.live.end_protocol_session(origin.protocol_session, origin.principal.id)
 
     def close_streams(self) -> None:
         """End what would else hold up the drain: GET streams and ``subscriptions/listen``."""

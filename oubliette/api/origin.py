@@ -116,7 +116,10 @@ class Doorkeeper:
 
     def same_site(self, origin: str, named: str | None) -> bool:
         """A page that this daemon served itself."""
-        parts = urlsplit(origin)
+        try:
+            parts = urlsplit(origin)
+        except ValueError:
+            return False
         return parts.scheme in ("http", "https") and named is not None and parts.netloc.lower() == named.lower()
 
     def allowed_origin(self, origin: str) -> bool:

@@ -43,6 +43,8 @@ log = structlog.get_logger(__name__)
 _OVER = frozenset({ContainerState.LOST, ContainerState.FAILED, ContainerState.ABSENT})
 """States of a container that is never started again: the next start makes a new generation."""
 
+_BEING_MADE = frozenset({PlaceState.PREPARING, PlaceState.CLONING})
+
 
 class Life:
     """Made for each start; ``over`` ends it for everybody who still holds on to it."""
@@ -94,14 +96,20 @@ class Life:
     async def _look_up(self) -> tuple[ProjectRow, Sequence[str]]:
         place = self._owner.place
 
-        def find(tx: Tx) -> tuple[ProjectRow | None, Sequence[str]]:
+        def find(tx: Tx) -> tuple[ProjectRow | None, dict[str, PlaceState]]:
             kept = [one for one in workspaces.of_project(tx, place.project_id) if one.state is not PlaceState.DELETING]
-            return projects.get(tx, place.project_id), [one.workspace_id for one in kept]
+            return projects.get(tx, place.project_id), {one.workspace_id: one.state for one in kept}
 
-        project, workspace_ids = await self._deps.store.read(find)
+        project, states = await self._deps.store.read(find)
         gone = project is None or project.state is PlaceState.DELETING
-        if project is None or gone or (place.workspace_id is not None and place.workspace_id not in workspace_ids):
+        if project is None or gone or (place.workspace_id is not None and place.workspace_id not in states):
             raise RequestError("not_found", "The workspace of this container is gone.")
+        if any(one in _BEING_MADE for one in (project.state, states.get(place.workspace_id or ""))):
+            # The host still works in that directory, with git too: nobody else may write there.
+            raise RequestError(
+                "not_ready", "The workspace is still being prepared.", hint="Try again in a moment.", retryable=True
+            )
+        workspace_ids = list(states)
         return project, workspace_ids if place.workspace_id is None else [place.workspace_id]
 
     async def _settle(self, project: ProjectRow, workspace_ids: Sequence[str]) -> ContainerSpec | None:

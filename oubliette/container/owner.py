@@ -248,7 +248,9 @@ class Owner:
     async def _carry_out(self, order: Order) -> None:
         row = self.row
         if row is None:
-            self.removed = order.kind == "remove"
+            if order.kind == "remove":
+                self.removed = True
+                self._decide(RequestError("not_found", "This container was removed."))
             return
         if order.kind == "hibernate":
             row = await self.save(state=ContainerState.HIBERNATED, error=None)

@@ -6,9 +6,12 @@ import hashlib
 from datetime import datetime, timedelta
 
 from oubliette.core.model import Json, Scope, TokenRow, rfc3339
+from oubliette.errors import RequestError
 
 SECRET_HEX = 64
 ID_HEX = 24
+CLI_NAME = "cli"
+"""Of the admin token that the daemon makes for its own command line at each start."""
 
 
 def secret_of(random_hex: str) -> str:
@@ -24,7 +27,12 @@ def secret_hash(secret: str) -> bytes:
 def new_token(
     random_hex: str, *, name: str, scope: Scope, kind: str, at: datetime, by: Json, expires_in_days: float | None = None
 ) -> TokenRow:
-    """The row of a token made now; ``random_hex`` are ID_HEX digits."""
+    """The row of a token made now; ``random_hex`` are ID_HEX digits. Raises RequestError conflict for the name of the
+    daemon's own token: a start could not make it then."""
+    if name == CLI_NAME and kind != "cli":
+        raise RequestError(
+            "conflict", f"The name {CLI_NAME!r} is the daemon's own.", hint="Choose another name.", field="name"
+        )
     expires_at = at + timedelta(days=expires_in_days) if expires_in_days is not None else None
     return TokenRow(f"tok_{random_hex}", name, str(scope), kind, at, by, expires_at=expires_at)
 

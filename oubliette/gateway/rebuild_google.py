@@ -53,7 +53,7 @@ def rebuild(body: Json, model: ResolvedModel, *, streaming: bool) -> Rebuilt:
     if "maxOutputTokens" in generation or model.known or model.output_cap:
         generation["maxOutputTokens"] = bounded(generation.get("maxOutputTokens"), model.max_output_tokens)
     out["generationConfig"] = generation
-    out["contents"] = each(body.get("contents"), lambda content: _content(content, removed, hosted=hosted))
+    out["contents"] = each(_listed(body.get("contents")), lambda content: _content(content, removed, hosted=hosted))
     if isinstance(body.get("systemInstruction"), dict):
         out["systemInstruction"] = _content(body["systemInstruction"], removed, hosted=hosted)
     if "tools" in out:
@@ -70,6 +70,17 @@ def _one_spelling(value: Any) -> Json:
     return {_NAMES.get(str(name), str(name)): inner for name, inner in value.items()}
 
 
+def _listed(value: Any) -> Any:
+    """The API takes one object where a list is meant; as a list there is one way to look at it."""
+    return [value] if isinstance(value, dict) else value
+
+
+def _parts(value: Json, removed: list[str]) -> Json:
+    if "parts" in value:
+        value = value | {"parts": _listed(value["parts"])}
+    return with_parts(value, "parts", lambda part: _part(_one_spelling(part), removed))
+
+
 def _tool(tool: Json) -> Json | None:
     """One entry may hold several kinds of tools: only function declarations are run by the agent."""
     declarations = _one_spelling(tool).get("functionDeclarations")
@@ -79,7 +90,7 @@ def _tool(tool: Json) -> Json | None:
 def _content(content: Json, removed: list[str], *, hosted: bool) -> Json:
     if hosted:
         return content
-    return with_parts(content, "parts", lambda part: _part(_one_spelling(part), removed))
+    return _parts(content, removed)
 
 
 def _part(part: Json, removed: list[str]) -> Json:
@@ -90,7 +101,5 @@ def _part(part: Json, removed: list[str]) -> Json:
         return {"text": note(what)}
     response = part.get("functionResponse")
     if isinstance(response, dict):
-        return part | {
-            "functionResponse": with_parts(response, "parts", lambda inner: _part(_one_spelling(inner), removed))
-        }
+        return part | {"functionResponse": _parts(response, removed)}
     return part

@@ -51,8 +51,14 @@ class Trees:
         Raises RequestError and OSError; what is there then is to be deleted with ``delete_workspace``.
         """
         target = self.home.workspace_dir(project.project_id, workspace.workspace_id)
+        making = self._making(project.project_id, workspace.workspace_id)
         await _delete(target)
-        await _in_thread(partial(self._make, target))
+        await _delete(making)
+        await self._begin(project, workspace, making)
+        await _in_thread(partial(self._put, making, target))
+
+    async def _begin(self, project: ProjectRow, workspace: WorkspaceRow, target: Path) -> None:
+        await _in_thread(partial(files.make_directory, target))
         template = self.config.defaults.project.template
         if workspace.forked_from is not None:
             source = self.home.workspace_dir(project.project_id, workspace.forked_from)
@@ -83,14 +89,21 @@ class Trees:
         bounds = Bounds(entries=5_000_000, seconds=900)
         await _in_thread(partial(copy_tree, source, target, max_bytes=max_bytes, owner=owner, bounds=bounds), bounds)
 
-    def _make(self, target: Path) -> None:
-        files.make_directory(target)
+    def _making(self, project_id: str, workspace_id: str) -> Path:
+        """Where a workspace is made: where the workspaces of a project share one container, that could otherwise reach
+        into it, or put a link in its place, while the host still works there."""
+        return self.home.project_dir(project_id) / "making" / workspace_id
+
+    def _put(self, making: Path, target: Path) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         # Where the workspaces of a project share one container their parent is its mount: the agent's uid must get
         # through it. Host users are kept out further up.
         target.parent.chmod(0o755)
+        making.rename(target)
 
     async def delete_workspace(self, project_id: str, workspace_id: str) -> None:
         """The work tree and the agent's state of one workspace. Raises OSError."""
+        await _delete(self._making(project_id, workspace_id))
         await _delete(self.home.workspace_dir(project_id, workspace_id))
         await _delete(self.home.state_dir(project_id, workspace_id))
 

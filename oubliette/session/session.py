@@ -18,6 +18,9 @@ from oubliette.store.database import Tx
 
 log = structlog.get_logger(__name__)
 
+STUMBLE_SECONDS = 1.0
+"""After a failure between turns (a full disk, say): how long until the next try."""
+
 
 class Session:
     """The task of an open session. Made in the same breath as its row is known; ``run`` ends when the session does."""
@@ -88,12 +91,28 @@ class Session:
                     for child in self._early:
                         self.adopt(child)
                     self._early.clear()
-                    await self._turns()
+                    await self._guarded_turns()
                     self._resting.set()
                     await trio.sleep_forever()
         finally:
             self._resting.set()
             self.finished.set()
+
+    async def _guarded_turns(self) -> None:
+        """``_turns`` until the session is being ended. What goes wrong between turns is this session's alone: it is
+        tried again, and over when its rows are gone."""
+        while True:
+            try:
+                await self._turns()
+            except Exception as error:
+                if isinstance(error, OublietteError) and error.code == "not_found":
+                    log.warning("a session's rows are gone", session=self.id)
+                    self.cancel("its rows are gone")
+                else:
+                    log.exception("a session stumbled", session=self.id)
+            if self._ending:
+                return
+            await trio.sleep(STUMBLE_SECONDS)
 
     async def _turns(self) -> None:
         deps = self._deps

@@ -188,6 +188,9 @@ def enqueue(
             limit=Limit("queued_messages", MAX_QUEUED, waiting),
         )
     if not row.open:
+        project = projects.get(tx, row.project_id)
+        if project is None or project.state is PlaceState.DELETING:
+            raise RequestError("conflict", "The project of this session is being deleted.")
         check_room(tx)
         sessions.update(tx, session_id, ending=None, error=None)
         events.append(tx, session_id, replace(system_event("reopened"), ts=at))

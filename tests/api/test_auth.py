@@ -201,6 +201,7 @@ async def test_pages_of_other_sites_are_refused_with_the_key_to_set(tmp_path: Pa
             assert answer.status_code == 403
             assert "server.allowed_origins" in answer.json()["error"]["hint"]
             assert (await get(doors, "/health", origin="null")).status_code == 403
+            assert (await get(doors, "/health", origin="http://[")).status_code == 403
             same = {"host": "box.example.org:8080", "origin": "http://box.example.org:8080"}
             assert (await get(doors, "/health", **same)).status_code == 200
             allowed = await get(doors, "/health", origin="https://tools.example.org")

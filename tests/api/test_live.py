@@ -84,12 +84,17 @@ async def test_the_end_of_a_protocol_session_ends_its_calls() -> None:
         async with trio.open_nursery() as nursery:
 
             async def end() -> None:
-                live.end_protocol_session("s2")
-                live.end_protocol_session("s1")
+                live.end_protocol_session("s2", ADMIN.id)
+                live.end_protocol_session("s1", "tok_b")
+                await trio.testing.wait_all_tasks_blocked()
+                refused_to_others.append(True)
+                live.end_protocol_session("s1", ADMIN.id)
 
+            refused_to_others: list[bool] = []
             nursery.start_soon(end)
             with pytest.raises(RequestError, match="protocol session was ended"), live.call(ADMIN, mine):
                 await trio.sleep_forever()
+            assert refused_to_others
 
 
 async def test_streams_are_limited_for_each_and_for_all() -> None:

@@ -18,8 +18,9 @@ from oubliette.api.tools.schema import ToolSchema
 from oubliette.api.tools.table import TOOLS
 from oubliette.core import access
 from oubliette.core.model import Principal, Scope
+from oubliette.store import requests
 from tests.api.rpc import open_rpc
-from tests.api.world import PROJECT, Doors
+from tests.api.world import PROJECT, WORKSPACE, Doors
 
 REGISTRY = Registry(TOOLS)
 PRINCIPALS = {
@@ -182,6 +183,9 @@ async def test_split_is_asked_for_in_the_url(doors: Doors) -> None:
 
 async def test_a_token_reaches_its_own_project_and_nothing_of_others(doors: Doors) -> None:
     session = await doors.world.new("say hello")
+    asking = await doors.world.new("ask")
+    await doors.world.until(asking, "waiting")
+    [request] = await doors.world.store.read(lambda tx: requests.pending(tx, asking))
     foreign = (
         ("session", {"action": "get", "session_id": session}),
         ("session", {"action": "events", "session_id": session}),
@@ -192,15 +196,19 @@ async def test_a_token_reaches_its_own_project_and_nothing_of_others(doors: Door
         ("project", {"action": "get", "project_id": PROJECT}),
         ("project", {"action": "delete", "project_id": PROJECT, "force": True}),
         ("container", {"action": "exec", "project_id": PROJECT, "command": "id"}),
+        ("container", {"action": "list", "project_id": PROJECT}),
+        ("container", {"action": "status", "workspace_id": WORKSPACE}),
+        ("session", {"action": "list", "project_id": PROJECT}),
+        ("session", {"action": "list", "workspace_id": WORKSPACE}),
+        ("session", {"action": "spawn", "workspace_id": WORKSPACE, "message": "x"}),
+        ("session", {"action": "answer", "request_id": request.request_id, "reply": "once"}),
     )
+    named = ("session_id", "project_id", "workspace_id", "request_id")
     with trio.fail_after(30):
         for tool, arguments in foreign:
             answer = await doors.call(tool, "stranger", **arguments)
             assert answer.status_code == 404, (arguments, answer.text)
-            gone = {
-                name: ("no_such" if name in ("session_id", "project_id") else value)
-                for name, value in arguments.items()
-            }
+            gone = {name: ("no_such" if name in named else value) for name, value in arguments.items()}
             gone = {**gone, "session_ids": ["no_such"]} if "session_ids" in gone else gone
             unknown = await doors.call(tool, "stranger", **gone)
             same = [{k: v for k, v in one.json()["error"].items() if k != "request_id"} for one in (answer, unknown)]

@@ -35,6 +35,7 @@ def test_tokens_are_made_listed_and_revoked_on_the_store_while_the_daemon_is_sto
     assert "secret" not in shown
     assert cli("token", "create", "laptop", "--scope", "admin").code == 0, "and free again"
     assert cli("token", "revoke", "nobody").code == 1
+    assert cli("token", "create", "cli", "--scope", "admin").code == 1, "the daemon's own name"
 
 
 @pytest.mark.parametrize("scope", ["root", "project:x", "project:00000000-0000-0000-0000-000000000000"])

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
-from oubliette.container.layout import run_dir
+from oubliette.container.layout import Place, run_dir
+from oubliette.container.owner import Owner
 from oubliette.container.ready import ReadyContainer
 from oubliette.container.registry import Containers
 from oubliette.core.model import ContainerState, PlaceState
@@ -329,6 +331,33 @@ async def test_removing_leaves_nothing_and_refuses_who_waits(tmp_path: Path) -> 
                 await served.start("p1", "w1")
             with pytest.raises(RequestError, match="no project"):
                 await served.start("p9", "w1")
+
+
+@pytest.mark.parametrize("state", [PlaceState.PREPARING, PlaceState.CLONING])
+async def test_nobody_gets_into_a_workspace_while_the_host_prepares_it(tmp_path: Path, state: PlaceState) -> None:
+    async with world(tmp_path) as w, w.daemon() as served:
+        with trio.fail_after(PATIENCE):
+            await w.store.write(partial(workspaces.update, workspace_id="w1", state=state))
+            with pytest.raises(RequestError, match="still being prepared") as refused:
+                await served.start("p1", "w1")
+            assert (refused.value.code, refused.value.retryable) == ("not_ready", True)
+            assert w.runtime.boxes == {}
+            await w.store.write(partial(workspaces.update, workspace_id="w1", state=PlaceState.READY))
+            await served.start("p1", "w1")
+
+
+async def test_who_waits_for_a_container_that_is_removed_before_it_was_made_is_told(tmp_path: Path) -> None:
+    async with world(tmp_path) as w, w.daemon() as served:
+        with trio.fail_after(PATIENCE):
+            owner = Owner(Place("p1", "w1"), served._deps)
+            attempt = owner.want()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(partial(owner.obey, "remove", force=True))
+                await trio.testing.wait_all_tasks_blocked()
+                nursery.start_soon(owner.run)
+                await attempt.decided.wait()
+            assert attempt.error is not None
+            assert attempt.error.code == "not_found"
 
 
 async def test_nothing_is_kept_of_a_workspace_that_does_not_exist(tmp_path: Path) -> None:

@@ -114,6 +114,23 @@ def test_googles_other_spelling_is_no_way_around_a_rule() -> None:
     assert out["tools"] == [{"functionDeclarations": [{"name": "f"}]}]
 
 
+def test_one_object_where_google_means_a_list_is_no_way_around_a_rule() -> None:
+    evil = {"fileData": {"fileUri": "https://evil/x"}}
+    out = rebuilt(
+        Wire.GOOGLE,
+        {
+            "contents": {"role": "user", "parts": evil},
+            "systemInstruction": {"parts": evil},
+        },
+    ).body
+    nested = {"role": "user", "parts": [{"functionResponse": {"name": "f", "response": {}, "parts": evil}}]}
+    assert "evil" not in text_of(out)
+    assert "evil" not in text_of(rebuilt(Wire.GOOGLE, {"contents": [nested]}).body)
+    assert rebuilt(Wire.GOOGLE, {"contents": {"parts": {"text": "hi"}}}).body["contents"] == [
+        {"parts": [{"text": "hi"}]}
+    ]
+
+
 # Tools that the provider runs
 
 HOSTED: dict[Wire, list[dict[str, Any]]] = {

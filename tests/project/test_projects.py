@@ -15,6 +15,7 @@ from oubliette.core.model import PlaceState, ProjectRow, SessionStatus
 from oubliette.core.place_shapes import Project, Workspace
 from oubliette.errors import ContainerError, RequestError
 from oubliette.project import contents
+from oubliette.project.clone import init_repository
 from oubliette.project.projects import CreateProject
 from oubliette.store import projects, sessions, workspaces
 from oubliette.store.database import Tx
@@ -72,6 +73,25 @@ async def test_a_repository_is_really_cloned(world: World, tmp_path: Path) -> No
         await world.projects.place_ready(row.project_id, row.default_workspace_id)
     assert (directory(world, row) / "a.txt").read_text() == "x\n"
     assert (await world.projects.get(row.project_id)).state is PlaceState.READY
+
+
+async def test_a_workspace_is_where_containers_see_it_only_once_it_is_made(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container that all workspaces share is mounted one level up: the host must not work where it can write."""
+    seen: list[tuple[Path, bool]] = []
+    really = init_repository
+
+    def look(root: Path) -> None:
+        really(root)
+        workspaces_dir = world.home.workspaces_dir(root.parent.parent.name)
+        seen.append((root, workspaces_dir.exists()))
+
+    monkeypatch.setattr(contents, "init_repository", look)
+    row = await made(world)
+    assert (directory(world, row) / ".git").is_dir()
+    [(root, there)] = seen
+    assert (there, root.exists()) == (False, False)
 
 
 async def test_a_failed_clone_leaves_nothing_but_the_row(world: World, tmp_path: Path) -> None:

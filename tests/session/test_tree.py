@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import trio
 
-from oubliette.core.model import EventType, Outcome, SessionStatus
+from oubliette.core.model import EventType, Outcome, PlaceState, SessionStatus
 from oubliette.errors import RequestError
-from oubliette.store import sessions
+from oubliette.store import projects, sessions
 from tests.session.fakes import FakeAgent
 from tests.session.world import ADMIN, World, open_world
 
@@ -167,6 +167,34 @@ async def test_an_unknown_session_is_said_to_be_unknown(tmp_path: Path) -> None:
             with pytest.raises(RequestError) as caught:
                 await call()
             assert caught.value.code == "not_found"
+
+
+async def test_a_session_whose_rows_are_deleted_under_it_ends_and_harms_nobody(tmp_path: Path) -> None:
+    from tests.session.world import PROJECT
+
+    async with open_world(tmp_path) as world:
+        one = await world.new("sleep")
+        await world.until(one, "running")
+        task = world.tree._live[one]
+        await world.store.write(partial(projects.delete, project_id=PROJECT))
+        with trio.fail_after(10):
+            assert task.stop_turn(Outcome.CANCELLED, kill=True)
+            await task.finished.wait()
+
+
+async def test_a_session_of_a_project_that_is_being_deleted_is_not_opened_again(tmp_path: Path) -> None:
+    from tests.session.world import PROJECT
+
+    async with open_world(tmp_path) as world:
+        one = await world.new("say hi")
+        await world.settle(one)
+        await world.tree.end(ADMIN, one, "completed")
+        at = world.deps.now()
+        deleting = partial(projects.set_state, project_id=PROJECT, state=PlaceState.DELETING, error=None, at=at)
+        await world.store.write(deleting)
+        with pytest.raises(RequestError, match="being deleted"):
+            await world.message(one, "say more")
+        assert not (await world.row(one)).open
 
 
 async def test_a_message_without_a_session_finds_the_only_one_or_says_which_there_are(tmp_path: Path) -> None:

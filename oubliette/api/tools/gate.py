@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 from oubliette.api.tools.fields import Args, invalid
 from oubliette.core import access
 from oubliette.core.model import Principal, ProjectRow, SessionRow, WorkspaceRow
+from oubliette.errors import RequestError
 from oubliette.store import projects, requests, sessions, workspaces
 from oubliette.store.database import Tx
 
@@ -75,7 +76,8 @@ def find(tx: Tx, principal: Principal, action: str, target: Target, wanted: dict
         return Place(principal.scope.project_id, sessions=tuple(sessions.children(tx, own)), target=own)
     session_ids = _session_ids(tx, action, target, wanted)
     if session_ids:
-        rows = tuple(_session(tx, principal, action, one) for one in session_ids)
+        noun = "request" if target is Target.REQUEST else "session"
+        rows = tuple(_session(tx, principal, action, one, noun) for one in session_ids)
         return Place(rows[0].project_id, sessions=rows, target=session_ids[0])
     if target is Target.NONE:
         access.check(principal, action, None)
@@ -86,9 +88,8 @@ def find(tx: Tx, principal: Principal, action: str, target: Target, wanted: dict
 def _session_ids(tx: Tx, action: str, target: Target, wanted: dict[str, object]) -> list[str]:
     if target is Target.REQUEST:
         request = requests.get(tx, str(wanted.get("request_id")))
-        if request is None:
-            raise access.no_such("request")
-        return [request.session_id]
+        # An unknown one is looked for like any other: the answer must not tell it from a foreign one.
+        return [request.session_id if request is not None else ""]
     if target in (Target.SESSION, Target.SESSIONS, Target.SESSION_OR_PROJECT):
         named = wanted.get("session_ids") or wanted.get("session_id")
         if isinstance(named, list):
@@ -101,13 +102,16 @@ def _session_ids(tx: Tx, action: str, target: Target, wanted: dict[str, object])
     return []
 
 
-def _session(tx: Tx, principal: Principal, action: str, session_id: str) -> SessionRow:
+def _session(tx: Tx, principal: Principal, action: str, session_id: str, noun: str) -> SessionRow:
     row = sessions.get(tx, session_id)
     own = principal.scope.session_id
     below = row is not None and own is not None and own in sessions.ancestors(tx, session_id)
-    access.check(principal, action, row.project_id if row is not None else None, session_in_subtree=below)
+    try:
+        access.check(principal, action, row.project_id if row is not None else None, session_in_subtree=below)
+    except RequestError as error:
+        raise (access.no_such(noun) if error.code == "not_found" else error) from None
     if row is None:
-        raise access.no_such("session")
+        raise access.no_such(noun)
     if row.session_id == own and action in _NOT_ON_ITSELF:
         raise invalid("session_id", f"names the caller itself; {action.replace('.', ' ')} is for those below it")
     return row
@@ -126,9 +130,14 @@ def _project(tx: Tx, principal: Principal, action: str, target: Target, wanted: 
     project = projects.get(tx, project_id) if project_id is not None else None
     own = principal.scope.session_id
     within = workspace_id is None or (own is not None and _in_own_tree(tx, own, str(workspace_id)))
-    access.check(principal, action, project.project_id if project else None, session_in_subtree=within)
+    noun = "project" if workspace_id is None else "workspace"
+    try:
+        access.check(principal, action, project.project_id if project else None, session_in_subtree=within)
+    except RequestError as error:
+        # The table names what the action is about; here a foreign place must read as an unknown one does.
+        raise (access.no_such(noun) if error.code == "not_found" else error) from None
     if project is None:
-        raise access.no_such("project" if workspace_id is None else "workspace")
+        raise access.no_such(noun)
     if workspace_id is not None and (workspace is None or workspace.project_id != project.project_id):
         raise access.no_such("workspace")
     return Place(project.project_id, project, workspace, target=str(workspace_id or project.project_id))

@@ -147,6 +147,12 @@ def note(what: str) -> str:
     return f"[The gateway left out {what}: this model may not use it here.]"
 
 
+def kind_of(value: Mapping[str, Any], default: str = "") -> str:
+    """The ``type`` of a part or tool; anything but text counts as an unknown one."""
+    kind = value.get("type", default)
+    return kind if isinstance(kind, str) else "?"
+
+
 def is_data_url(url: Any) -> bool:
     return isinstance(url, str) and url[:5].lower() == "data:"
 

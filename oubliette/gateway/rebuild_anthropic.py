@@ -6,7 +6,7 @@ from typing import Any
 
 from oubliette.core.model import Json
 from oubliette.gateway.models import ResolvedModel
-from oubliette.gateway.rebuild import Rebuilt, bounded, each, kept_tools, known_fields, note, with_parts, words
+from oubliette.gateway.rebuild import Rebuilt, bounded, each, kept_tools, kind_of, known_fields, note, with_parts, words
 
 _FIELDS = words(
     "model messages system max_tokens temperature top_p top_k stop_sequences stream tools tool_choice thinking"
@@ -51,19 +51,19 @@ def rebuild(body: Json, model: ResolvedModel) -> Rebuilt:
 
 def _tool(tool: Json) -> Json | None:
     """Tools without a type or of type custom are run by the agent; every other type is Anthropic's own."""
-    if tool.get("type", "custom") != "custom":
+    if kind_of(tool, "custom") != "custom":
         return None
     return {name: value for name, value in tool.items() if name in _TOOL_FIELDS}
 
 
 def _block(block: Json, removed: list[str]) -> Json | None:
-    kind = block.get("type")
+    kind = kind_of(block)
     if kind not in _BLOCKS:
         removed.append(f"block {kind}"[:80])
         return {"type": "text", "text": note(f"a {str(kind)[:40]} block")}
     if kind in {"image", "document"}:
         source = block.get("source")
-        how = source.get("type") if isinstance(source, dict) else None
+        how = kind_of(source) if isinstance(source, dict) else None
         if how not in _SENT_ALONG:
             removed.append(f"{kind} by {how}"[:80])
             return {"type": "text", "text": note(f"a {kind} that was not sent along")}

@@ -12,6 +12,7 @@ from oubliette.gateway.rebuild import (
     each,
     is_data_url,
     kept_tools,
+    kind_of,
     known_fields,
     note,
     with_parts,
@@ -47,7 +48,7 @@ def rebuild(body: Json, model: ResolvedModel) -> Rebuilt:
         )
     if "tools" in out:
         out["tools"] = kept_tools(
-            body["tools"], lambda tool: tool if hosted or tool.get("type") == "function" else None, removed
+            body["tools"], lambda tool: tool if hosted or kind_of(tool) == "function" else None, removed
         )
         if not out["tools"] or not _choice_stays(out.get("tool_choice"), out["tools"]):
             out.pop("tool_choice", None)
@@ -66,7 +67,7 @@ def _choice_stays(choice: Any, tools: list[Json]) -> bool:
 
 
 def _part(part: Json, removed: list[str]) -> Json:
-    kind = part.get("type")
+    kind = kind_of(part)
     if kind in {"image_url", "video_url"}:
         source = part.get(kind)
         address = source.get("url") if isinstance(source, dict) else source

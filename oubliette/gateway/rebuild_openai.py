@@ -12,6 +12,7 @@ from oubliette.gateway.rebuild import (
     each,
     is_data_url,
     kept_tools,
+    kind_of,
     known_fields,
     note,
     refuse_stored,
@@ -47,7 +48,7 @@ def rebuild(body: Json, model: ResolvedModel) -> Rebuilt:
         out["include"] = [name for name in asked if isinstance(name, str) and name in _INCLUDES]
     if "tools" in out:
         out["tools"] = kept_tools(
-            body["tools"], lambda tool: tool if hosted or tool.get("type") in _TOOLS else None, removed
+            body["tools"], lambda tool: tool if hosted or kind_of(tool) in _TOOLS else None, removed
         )
         if not out["tools"] or not (hosted or _choice_stays(out.get("tool_choice"), out["tools"])):
             out.pop("tool_choice", None)
@@ -61,14 +62,14 @@ def _choice_stays(choice: Any, tools: list[Json]) -> bool:
     """``auto``, ``none``, ``required``, or one of the tools that are left."""
     if not isinstance(choice, dict):
         return True
-    if choice.get("type") == "allowed_tools":
+    if kind_of(choice) == "allowed_tools":
         return False
     return any(tool.get("name") == choice.get("name") and tool.get("type") == choice.get("type") for tool in tools)
 
 
 def _item(item: Json, removed: list[str], *, hosted: bool) -> Json | None:
     """An item of the input. A reference to a stored item has nothing behind it here and is dropped."""
-    kind = item.get("type", "message")
+    kind = kind_of(item, "message")
     if kind == "item_reference":
         removed.append("item_reference")
         return None
@@ -83,7 +84,7 @@ def _item(item: Json, removed: list[str], *, hosted: bool) -> Json | None:
 
 
 def _part(part: Json, role: Any, removed: list[str]) -> Json:
-    kind = part.get("type")
+    kind = kind_of(part)
     by_address = (kind == "input_image" and not is_data_url(part.get("image_url"))) or (
         kind == "input_file" and not part.get("file_data")
     )

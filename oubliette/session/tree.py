@@ -19,9 +19,10 @@ from oubliette.core.model import (
     SessionRow,
     session_id,
 )
-from oubliette.errors import RequestError
+from oubliette.errors import OublietteError, RequestError
 from oubliette.session import ask_units, attenuation, choices, ending, units, views, waiting
 from oubliette.session.deps import Deps
+from oubliette.session.limits import check_room
 from oubliette.session.requests import MessageArgs, SpawnArgs
 from oubliette.session.session import Session
 from oubliette.session.status import require_session
@@ -52,17 +53,27 @@ class SessionTree:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Host the tasks; first take up every open session that the rows know. Starting is recovering."""
-        async with trio.open_nursery() as self._nursery:
-            rows = await self._deps.store.read(sessions.open_all)
-            for row in sorted(rows, key=lambda r: r.depth):
-                self._start(row)
-            unfinished = [row.session_id for row in rows if row.ending is not None]
-            if unfinished:
-                self._nursery.start_soon(ending.finish, self._deps, self._live, unfinished, unfinished[0])
-            if rows:
-                log.info("sessions taken up", count=len(rows), ending=len(unfinished))
-            task_status.started()
-            await trio.sleep_forever()
+        try:
+            async with trio.open_nursery() as self._nursery:
+                rows = await self._deps.store.read(sessions.open_all)
+                for row in sorted(rows, key=lambda r: r.depth):
+                    self._start(row)
+                unfinished = [row.session_id for row in rows if row.ending is not None]
+                if unfinished:
+                    self._nursery.start_soon(self._finish_ending, unfinished)
+                if rows:
+                    log.info("sessions taken up", count=len(rows), ending=len(unfinished))
+                task_status.started()
+                await trio.sleep_forever()
+        finally:
+            self._nursery = None
+
+    async def _finish_ending(self, ids: list[str]) -> None:
+        """What a daemon before had begun to end."""
+        try:
+            await ending.finish(self._deps, self._live, ids, ids[0])
+        except OublietteError as error:
+            log.error("sessions that were being ended were not; the next start tries again", error=str(error))
 
     def container_changed(self, project_id: str, workspace_id: str | None, code: str, data: Json) -> None:
         """Something happened to the container of a place: those who work there have it in their log. Never blocks."""
@@ -75,7 +86,13 @@ class SessionTree:
                 data=data,
                 at=self._deps.now(),
             )
-            self._nursery.start_soon(self._deps.store.write, note, name=f"note {code}")
+            self._nursery.start_soon(self._note, note, name=f"note {code}")
+
+    async def _note(self, note: Callable[[Tx], None]) -> None:
+        try:
+            await self._deps.store.write(note)
+        except OublietteError as error:
+            log.warning("what happened to a container was not noted", error=str(error))
 
     def close(self) -> None:
         """From now on nothing new is accepted (shutdown has begun)."""
@@ -122,6 +139,8 @@ class SessionTree:
         workspace_created = args.create_workspace and principal.kind != "session"
         workspace_id = args.workspace_id
         if workspace_created:
+            # What would refuse the spawn refuses it before anything is made.
+            await self._deps.store.read(partial(self._check_spawn, project_id=project_id, args=args))
             workspace_id = await self._create_workspace(principal, project_id)
         with trio.CancelScope(shield=True):
             accepted, result = await self._deps.store.write(
@@ -176,6 +195,13 @@ class SessionTree:
         accepted = replace(units.spawn(tx, new), workspace_created=workspace_created)
         return accepted, views.spawn_result(tx, accepted)
 
+    def _check_spawn(self, tx: Tx, project_id: str, args: SpawnArgs) -> None:
+        project = projects.get(tx, project_id)
+        if project is None:
+            raise RequestError("not_found", f"There is no project {project_id[:64]!r}.", field="project_id")
+        choices.choose_model(self._deps.config, project, args.turn.model)
+        check_room(tx)
+
     def _seconds_left(self, principal: Principal) -> float | None:
         """Of the running turn of a session that calls."""
         session = self._live.get(principal.id) if principal.kind == "session" else None
@@ -221,7 +247,7 @@ class SessionTree:
             )
         self._start(accepted.row)
         if args.delivery == "interrupt":
-            self._stop_turn(target)
+            self._stop_turn(target, before=accepted.turn.turn)
         return result
 
     def _message_unit(
@@ -248,9 +274,14 @@ class SessionTree:
 
     # --- stopping
 
-    def _stop_turn(self, one: str) -> bool:
+    def _stop_turn(self, one: str, *, before: int | None = None) -> bool:
+        """``before``: only an earlier turn than that one, which may have begun by now."""
         session = self._live.get(one)
-        return session is not None and session.stop_turn(Outcome.CANCELLED, kill=False)
+        if session is None or session.driver is None:
+            return False
+        if before is not None and session.driver.turn.turn >= before:
+            return False
+        return session.stop_turn(Outcome.CANCELLED, kill=False)
 
     async def interrupt(self, principal: Principal, session_id: str) -> Json:
         """Stop the running turn; the session stays and takes its next message."""
@@ -274,7 +305,7 @@ class SessionTree:
 
     async def end_project(self, project_id: str) -> None:
         """End everything that is open in a project (it is being deleted)."""
-        for one in await self._deps.store.read(partial(_open_roots_in, project_id=project_id)):
+        for one in await self._deps.store.read(partial(_open_tops_in, project_id=project_id)):
             await self._in_background(
                 partial(ending.end_subtree, self._deps, self._live, one, "cancelled"), name=f"end {one}"
             )
@@ -357,10 +388,12 @@ def _open_in(tx: Tx, project_id: str, workspace_id: str | None) -> list[str]:
     project = projects.get(tx, project_id)
     if project is None:
         raise RequestError("not_found", f"There is no project {project_id[:64]!r}.", field="project_id")
-    rows, _ = sessions.list_page(tx, project_id=project_id, workspace_id=workspace_id, status="open", limit=100)
-    return [row.session_id for row in rows if row.depth == 0]
+    rows = sessions.open_in_place(tx, project_id, workspace_id)
+    return [row.session_id for row in reversed(rows) if row.depth == 0]
 
 
-def _open_roots_in(tx: Tx, project_id: str) -> list[str]:
-    rows = sessions.open_all(tx)
-    return [row.session_id for row in rows if row.project_id == project_id and row.parent_id is None]
+def _open_tops_in(tx: Tx, project_id: str) -> list[str]:
+    """Open sessions of the project whose parent is not open: roots, and what has outlived its parent."""
+    rows = [row for row in sessions.open_all(tx) if row.project_id == project_id]
+    known = {row.session_id for row in rows}
+    return [row.session_id for row in rows if row.parent_id not in known]

@@ -284,7 +284,6 @@ def finish_turn(tx: Tx, session_id: str, number: int, end: TurnEnd, at: datetime
     turn = turns.get(tx, session_id, number)
     if turn is None or turn.status is TurnStatus.DONE:
         return
-    row = require_session(tx, session_id)
     for pending in requests.pending(tx, session_id):
         if pending.turn == number:
             resolve_request(tx, pending.request_id, {"how": "cancelled", "accepted": False}, at)
@@ -311,6 +310,7 @@ def finish_turn(tx: Tx, session_id: str, number: int, end: TurnEnd, at: datetime
         tree_after=end.tree_after,
     )
     sessions.update(tx, session_id, updated_at=at)
+    row = require_session(tx, session_id)  # settling the asks has moved it
     if row.ending is None and row.open and turns.queued_count(tx, session_id) == 0:
         move(tx, row, SessionEvent.SETTLED, at, end.reason)
 

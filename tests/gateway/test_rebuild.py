@@ -362,7 +362,18 @@ def test_a_thinking_budget_is_fitted_below_the_bound() -> None:
 
 
 @pytest.mark.parametrize("wire", list(Wire))
-@pytest.mark.parametrize("odd", [None, 5, "text", {"a": 1}, [1, None, "x", {"content": 5, "parts": "x"}], [[]]])
+@pytest.mark.parametrize(
+    "odd",
+    [
+        None,
+        5,
+        "text",
+        {"a": 1},
+        [1, None, "x", {"content": 5, "parts": "x"}],
+        [[]],
+        [{"type": ["a"], "content": [{"type": {}}]}],
+    ],
+)
 def test_wrong_types_do_not_break_the_rebuilding(wire: Wire, odd: Any) -> None:
     names = ("messages", "input", "contents", "tools", "system", "systemInstruction", "generationConfig", "thinking")
     body = dict.fromkeys((*names, "tool_choice", "include", "stream", "max_tokens"), odd)

@@ -13,7 +13,7 @@ from oubliette.core.model import EventType, Outcome, PlaceState, SessionStatus
 from oubliette.errors import RequestError
 from oubliette.store import projects, sessions
 from tests.session.fakes import FakeAgent
-from tests.session.world import ADMIN, World, open_world
+from tests.session.world import ADMIN, PROJECT, World, open_world
 
 
 async def test_cancelled_spawns_strand_no_session(tmp_path: Path) -> None:
@@ -170,7 +170,6 @@ async def test_an_unknown_session_is_said_to_be_unknown(tmp_path: Path) -> None:
 
 
 async def test_a_session_whose_rows_are_deleted_under_it_ends_and_harms_nobody(tmp_path: Path) -> None:
-    from tests.session.world import PROJECT
 
     async with open_world(tmp_path) as world:
         one = await world.new("sleep")
@@ -183,7 +182,6 @@ async def test_a_session_whose_rows_are_deleted_under_it_ends_and_harms_nobody(t
 
 
 async def test_a_session_of_a_project_that_is_being_deleted_is_not_opened_again(tmp_path: Path) -> None:
-    from tests.session.world import PROJECT
 
     async with open_world(tmp_path) as world:
         one = await world.new("say hi")
@@ -199,7 +197,6 @@ async def test_a_session_of_a_project_that_is_being_deleted_is_not_opened_again(
 
 async def test_a_message_without_a_session_finds_the_only_one_or_says_which_there_are(tmp_path: Path) -> None:
     from oubliette.session.requests import MessageArgs, TurnArgs
-    from tests.session.world import PROJECT
 
     async with open_world(tmp_path) as world:
         one = await world.new("say one")
@@ -254,3 +251,14 @@ async def test_a_child_is_announced_before_anything_of_it(tmp_path: Path) -> Non
         announced = [event.seq for event in await world.log(root) if event.type is EventType.CHILD_SPAWNED]
         first = (await world.log(child))[0].seq
         assert announced[0] < first
+
+
+async def test_ending_a_project_reaches_a_detached_child_whose_root_has_ended(tmp_path: Path) -> None:
+    async with open_world(tmp_path) as world:
+        root = await world.new("sleep")
+        child = await world.new("sleep", parent=root, detach=True)
+        await world.until(child, "running")
+        await world.tree.end(ADMIN, root, "completed")
+        assert (await world.row(child)).open
+        await world.tree.end_project(PROJECT)
+        assert (await world.row(child)).status == SessionStatus.CANCELLED

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,7 +15,7 @@ from oubliette import clock
 from oubliette.api.errors import error_shape
 from oubliette.api.services import Services
 from oubliette.core.model import Json, Principal
-from oubliette.errors import OublietteError, RequestError
+from oubliette.errors import Limit, OublietteError, RequestError
 from oubliette.log import get_logger
 from oubliette.runtime.base import ExecResult
 from oubliette.store import execs
@@ -23,8 +24,8 @@ from oubliette.store.execs import ExecRow, ExecState
 
 log = get_logger(__name__)
 
-MAX_RUNNING: Final = 16
-"""Commands at once in all containers together; more wait for their turn."""
+MAX_RUNNING: Final = 12
+"""Commands at once in one project's containers; below what a relay serves at once, so that our own come through."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,7 @@ class Execs:
         self._services = services
         self._nursery: trio.Nursery | None = None
         self._done: dict[str, trio.Event] = {}
-        self._room = trio.CapacityLimiter(MAX_RUNNING)
+        self._running: Counter[str] = Counter()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """A service. What a restart finds unfinished did not survive it."""
@@ -59,6 +60,15 @@ class Execs:
         """Begin; returns the exec's id once its row exists."""
         if self._nursery is None:
             raise RequestError("unavailable", "The daemon is stopping.", retryable=True)
+        used = self._running[command.project_id]
+        if used >= MAX_RUNNING:
+            raise RequestError(
+                "limit_reached",
+                f"{MAX_RUNNING} commands of the project are running.",
+                hint="Wait for some to end.",
+                retryable=True,
+                limit=Limit("running_commands", MAX_RUNNING, used),
+            )
         exec_id = "exec_" + clock.fresh_hex(24)
         row = ExecRow(
             exec_id=exec_id,
@@ -70,8 +80,13 @@ class Execs:
             created_by=principal.as_json(),
             working_dir=command.working_dir,
         )
-        with trio.CancelScope(shield=True):
-            await self._services.store.write(partial(execs.insert, row=row))
+        self._running[command.project_id] += 1
+        try:
+            with trio.CancelScope(shield=True):
+                await self._services.store.write(partial(execs.insert, row=row))
+        except BaseException:
+            self._running[command.project_id] -= 1
+            raise
         self._done[exec_id] = trio.Event()
         self._nursery.start_soon(self._run, exec_id, command, request_id, name=f"exec {exec_id}")
         return exec_id
@@ -85,14 +100,14 @@ class Execs:
 
     async def _run(self, exec_id: str, command: Command, request_id: str) -> None:
         try:
-            async with self._room:
-                changes = await self._outcome(command, request_id)
+            changes = await self._outcome(command, request_id)
             with trio.move_on_after(5, shield=True):
                 ended: Json = {"ended_at": self._services.now(), **changes}
                 await self._services.store.write(lambda tx: execs.update(tx, exec_id, **ended))
         except OublietteError:
             log.exception("an exec's end could not be written", exec_id=exec_id)
         finally:
+            self._running[command.project_id] -= 1
             self._done.pop(exec_id).set()
 
     async def _outcome(self, command: Command, request_id: str) -> dict[str, Any]:

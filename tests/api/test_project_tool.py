@@ -214,3 +214,17 @@ async def test_what_was_done_and_what_was_refused_is_on_record(doors: Doors) -> 
             ("project.create", "ok", "admin"),
             ("project.delete", "permission_denied", "reader"),
         ]
+
+
+async def test_a_retried_delete_gets_the_first_result_though_the_project_is_gone(doors: Doors) -> None:
+    made = await doors.tool("project", action="create", name="short-lived")
+    delete = {"action": "delete", "project_id": made["project_id"], "request_key": "once"}
+    first = await doors.tool("project", **delete)
+    with trio.fail_after(10):
+        while (await doors.call("project", action="get", project_id=made["project_id"])).status_code != 404:
+            await trio.sleep(0.01)
+    again = await doors.tool("project", **delete)
+    assert again["deduplicated"] is True
+    assert again["project_id"] == first["project_id"]
+    other = await doors.call("project", **{**delete, "request_key": "another"})
+    assert other.status_code == 404

@@ -239,15 +239,30 @@ class Registry:
         return arguments.parse(action.tool, action.name, action.args, given)
 
     async def _run(self, call: Call, action: Action, args: Args) -> Outcome:
-        place = await locate(call.shared.services, call.principal, action.key, action.target, args)
-        call = replace(call, place=place)
-        data = await (self._write(call, action, args) if isinstance(args, WriteArgs) else action.run(call, args))
-        if action.settle is not None:
-            data = {**await action.settle(call, args, data), **_deduplicated(data)}
-        data = await self._sized(call, action, args, data)
+        try:
+            place = await locate(call.shared.services, call.principal, action.key, action.target, args)
+        except RequestError as gone:
+            data = await self._first_result(call, action, args, gone)
+        else:
+            call = replace(call, place=place)
+            data = await (self._write(call, action, args) if isinstance(args, WriteArgs) else action.run(call, args))
+            if action.settle is not None:
+                data = {**await action.settle(call, args, data), **_deduplicated(data)}
+            data = await self._sized(call, action, args, data)
         as_json = action.prose is None or call.principal.kind == "session"
         text = reply.compact(data) if as_json or action.prose is None else action.prose(data)
         return Outcome(data, reply.cut_text(text, args.max_chars))
+
+    async def _first_result(self, call: Call, action: Action, args: Args, gone: RequestError) -> Json:
+        """The target is not there. With a key this may be the retry of the call that took it away: it gets that call's
+        result; everybody else hears ``gone``."""
+        if gone.code != "not_found" or not isinstance(args, WriteArgs) or args.request_key is None:
+            raise gone
+
+        async def effect() -> Json:
+            raise gone
+
+        return await call.shared.keys.once(call.principal, action.tool, action.name, args, effect)
 
     async def _write(self, call: Call, action: Action, args: WriteArgs) -> Json:
         async def effect() -> Json:

@@ -24,6 +24,7 @@ _LATER: dict[Location, str] = {
     ("server", "elicitation"): "asks no human through a client",
     ("defaults", "agent", "caller_tool_timeout_seconds"): "has no caller tools",
     ("defaults", "backup", "enabled"): "makes no backups",
+    ("defaults", "container", "disk"): "does not bound a container's disk",
     ("defaults", "limits", "max_cost_usd"): "counts money and does not stop at it",
     ("defaults", "limits", "max_cost_usd_per_day"): "counts money and does not stop at it",
     ("defaults", "limits", "max_tokens_per_session"): "counts tokens and does not stop at them",

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+from oubliette.core.limits import MAX_OPEN_SESSIONS
 from oubliette.core.model import Json, SessionRow
 from oubliette.errors import Limit, RequestError
 from oubliette.store import sessions
 from oubliette.store.database import Tx
 
-MAX_OPEN_SESSIONS = 500
-"""Open sessions of the whole daemon."""
 AT_WORK = ("starting", "running", "waiting", "paused")
 
 

@@ -19,6 +19,7 @@ from oubliette.core.events import (
     turn_queued_event,
     turn_started_event,
 )
+from oubliette.core.limits import MAX_QUEUED_MESSAGES
 from oubliette.core.model import (
     Autonomy,
     EventType,
@@ -44,7 +45,6 @@ from oubliette.store import attachments, events, model_requests, projects, reque
 from oubliette.store.attachments import AttachmentRow
 from oubliette.store.database import Tx
 
-MAX_QUEUED = 50
 TITLE_LENGTH = 80
 
 
@@ -145,7 +145,7 @@ def spawn(tx: Tx, new: NewSession) -> Accepted:
         spawned = child_spawned_event(None, row.session_id, row.title)
         events.append(tx, parent.session_id, replace(spawned, ts=new.at))
     events.append(tx, row.session_id, replace(status_event(None, row.status), ts=new.at))
-    accepted = enqueue(tx, row.session_id, replace(args.turn), new.principal, new.at, overrides=turn_settings)
+    accepted = enqueue(tx, row.session_id, args.turn, new.principal, new.at, overrides=turn_settings)
     return replace(accepted, created=True)
 
 
@@ -179,13 +179,13 @@ def enqueue(
     if row.ending is not None and row.open:
         raise RequestError("conflict", "The session is being ended.", hint="Send the message again when it has ended.")
     waiting = turns.queued_count(tx, session_id)
-    if waiting >= MAX_QUEUED:
+    if waiting >= MAX_QUEUED_MESSAGES:
         raise RequestError(
             "queue_full",
-            f"{MAX_QUEUED} messages wait already.",
+            f"{MAX_QUEUED_MESSAGES} messages wait already.",
             hint="Wait for some, or drop them with session update drop_queued.",
             retryable=True,
-            limit=Limit("queued_messages", MAX_QUEUED, waiting),
+            limit=Limit("queued_messages", MAX_QUEUED_MESSAGES, waiting),
         )
     if not row.open:
         project = projects.get(tx, row.project_id)

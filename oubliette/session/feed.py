@@ -9,10 +9,8 @@ from contextlib import contextmanager
 import trio
 
 from oubliette.agent.base import AgentDelta
+from oubliette.core.limits import STREAM_BACKLOG_EVENTS
 from oubliette.core.model import EventRow
-
-BACKLOG_EVENTS = 1000
-"""How many events a subscriber may lag before it is dropped (CONTRACT: SECURITY limits)."""
 
 
 class Subscription:
@@ -29,14 +27,14 @@ class Subscription:
     def offer(self, event: EventRow) -> None:
         if not self._wants(event):
             return
-        if len(self._items) >= BACKLOG_EVENTS:
+        if len(self._items) >= STREAM_BACKLOG_EVENTS:
             self.overflowed = True
             self._items.clear()
         self._items.append(event)
         self._wake.set()
 
     def offer_delta(self, session_id: str, turn: int, delta: AgentDelta) -> None:
-        if self.wants_deltas(session_id) and len(self._items) < BACKLOG_EVENTS:
+        if self.wants_deltas(session_id) and len(self._items) < STREAM_BACKLOG_EVENTS:
             self._items.append((session_id, turn, delta))
             self._wake.set()
 

@@ -17,9 +17,8 @@ from oubliette.agent.base import AgentDelta
 from oubliette.api import streams
 from oubliette.api.frames import Frames, sent_shape
 from oubliette.api.streams import StreamArgs, pieces, session_stream
-from oubliette.core.limits import EVENT_SENT_BYTES, STREAMS_PER_TOKEN
+from oubliette.core.limits import EVENT_SENT_BYTES, STREAM_BACKLOG_EVENTS, STREAMS_PER_TOKEN
 from oubliette.core.model import EventRow, EventType, NewEvent, Principal, Scope
-from oubliette.session.feed import BACKLOG_EVENTS
 from oubliette.store import events, sessions
 from tests.api.world import PROJECT, Doors, Sse, open_doors, read_sse
 
@@ -195,13 +194,13 @@ async def test_a_backlog_that_overflows_is_read_from_the_store_again(doors: Door
             assert (await chunks.receive()).startswith(b"retry")
             await append(doors, session, message("x"))
             head = await chunks.receive()
-            for number in range(BACKLOG_EVENTS + 50):
+            for number in range(STREAM_BACKLOG_EVENTS + 50):
                 await append(doors, session, message(str(number)))
             body = head
-            while body.count(b"\nevent: ") < BACKLOG_EVENTS + 51:
+            while body.count(b"\nevent: ") < STREAM_BACKLOG_EVENTS + 51:
                 body += await chunks.receive()
     ids = [int(line[4:]) for line in body.decode().splitlines() if line.startswith("id: ")]
-    assert ids == list(range(first + 1, first + BACKLOG_EVENTS + 52))
+    assert ids == list(range(first + 1, first + STREAM_BACKLOG_EVENTS + 52))
 
 
 async def shared_of(doors: Doors) -> Any:

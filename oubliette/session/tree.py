@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Literal
 
@@ -20,13 +19,12 @@ from oubliette.core.model import (
     session_id,
 )
 from oubliette.errors import OublietteError, RequestError
-from oubliette.session import ask_units, attenuation, choices, ending, units, views, waiting
+from oubliette.session import ask_units, ending, orders, units, views, waiting
 from oubliette.session.deps import Deps
-from oubliette.session.limits import check_room
 from oubliette.session.requests import MessageArgs, SpawnArgs
 from oubliette.session.session import Session
 from oubliette.session.status import require_session
-from oubliette.store import projects, requests, sessions
+from oubliette.store import requests, sessions
 from oubliette.store.database import Tx
 
 log = structlog.get_logger(__name__)
@@ -140,67 +138,33 @@ class SessionTree:
         workspace_id = args.workspace_id
         if workspace_created:
             # What would refuse the spawn refuses it before anything is made.
-            await self._deps.store.read(partial(self._check_spawn, project_id=project_id, args=args))
+            await self._deps.store.read(
+                partial(orders.check_spawn, config=self._deps.config, project_id=project_id, args=args)
+            )
             workspace_id = await self._create_workspace(principal, project_id)
         with trio.CancelScope(shield=True):
             accepted, result = await self._deps.store.write(
                 partial(
-                    self._spawn_unit,
-                    principal=principal,
+                    orders.spawn,
+                    order=self._order(principal),
                     project_id=project_id,
                     workspace_id=workspace_id,
                     args=args,
                     workspace_created=workspace_created,
-                    seconds_left=self._seconds_left(principal),
                 )
             )
         self._start(accepted.row)
         return result
 
-    def _spawn_unit(
-        self,
-        tx: Tx,
-        *,
-        principal: Principal,
-        project_id: str,
-        workspace_id: str | None,
-        args: SpawnArgs,
-        workspace_created: bool,
-        seconds_left: float | None,
-    ) -> tuple[units.Accepted, Json]:
-        if principal.kind == "session":
-            args = attenuation.child(attenuation.caller_of(tx, principal.id, seconds_left), args)
-            project_id, workspace_id = args.project_id or project_id, args.workspace_id
-        parent = sessions.get(tx, args.parent_id) if args.parent_id is not None else None
-        project = projects.get(tx, project_id)
-        if project is None:
-            raise RequestError("not_found", f"There is no project {project_id[:64]!r}.", field="project_id")
-        config, turn = self._deps.config, args.turn
+    def _order(self, principal: Principal) -> orders.Order:
         at = self._deps.now()
-        new = units.NewSession(
-            session_id=session_id(at, self._deps.fresh_hex(8)),
-            project_id=project_id,
-            workspace_id=workspace_id or project.default_workspace_id,
+        return orders.Order(
+            config=self._deps.config,
             principal=principal,
-            args=args,
-            model=choices.choose_model(config, project, turn.model),
-            autonomy=choices.choose_autonomy(config, project, turn.autonomy),
-            reasoning=choices.choose_reasoning(config, project, turn.reasoning),
-            limits={
-                **(parent.limits if parent is not None else choices.limits_of(config, project)),
-                **({"max_cost_usd": args.max_cost_usd} if args.max_cost_usd is not None else {}),
-            },
+            session_id=session_id(at, self._deps.fresh_hex(8)),
             at=at,
+            seconds_left=self._seconds_left(principal),
         )
-        accepted = replace(units.spawn(tx, new), workspace_created=workspace_created)
-        return accepted, views.spawn_result(tx, accepted)
-
-    def _check_spawn(self, tx: Tx, project_id: str, args: SpawnArgs) -> None:
-        project = projects.get(tx, project_id)
-        if project is None:
-            raise RequestError("not_found", f"There is no project {project_id[:64]!r}.", field="project_id")
-        choices.choose_model(self._deps.config, project, args.turn.model)
-        check_room(tx)
 
     def _seconds_left(self, principal: Principal) -> float | None:
         """Of the running turn of a session that calls."""
@@ -221,7 +185,7 @@ class SessionTree:
         if target is None:
             project_id = self._project_of(principal, args.project_id)
             fitting = await self._deps.store.read(
-                partial(_open_in, project_id=project_id, workspace_id=args.workspace_id)
+                partial(orders.open_in, project_id=project_id, workspace_id=args.workspace_id)
             )
             if not fitting:
                 spawn = SpawnArgs(args.turn, project_id, args.workspace_id, new_session=True)
@@ -237,32 +201,12 @@ class SessionTree:
             target = fitting[0]
         with trio.CancelScope(shield=True):
             accepted, result = await self._deps.store.write(
-                partial(
-                    self._message_unit,
-                    principal=principal,
-                    session_id=target,
-                    args=args,
-                    seconds_left=self._seconds_left(principal),
-                )
+                partial(orders.message, order=self._order(principal), session_id=target, args=args)
             )
         self._start(accepted.row)
         if args.delivery == "interrupt":
             self._stop_turn(target, before=accepted.turn.turn)
         return result
-
-    def _message_unit(
-        self, tx: Tx, *, principal: Principal, session_id: str, args: MessageArgs, seconds_left: float | None
-    ) -> tuple[units.Accepted, Json]:
-        row = require_session(tx, session_id)
-        turn = args.turn
-        if principal.kind == "session":
-            turn = attenuation.message(attenuation.caller_of(tx, principal.id, seconds_left), row, turn)
-        if turn.model is not None:
-            project = projects.get(tx, row.project_id)
-            if project is not None:
-                choices.choose_model(self._deps.config, project, turn.model)
-        accepted = units.enqueue(tx, session_id, turn, principal, self._deps.now())
-        return accepted, views.spawn_result(tx, accepted)
 
     # --- following
 
@@ -381,15 +325,6 @@ def _request(tx: Tx, request_id: str) -> RequestRow:
     if row is None:
         raise RequestError("not_found", f"There is no request {request_id[:64]!r}.", field="request_id")
     return row
-
-
-def _open_in(tx: Tx, project_id: str, workspace_id: str | None) -> list[str]:
-    """Open root sessions of a place, newest first."""
-    project = projects.get(tx, project_id)
-    if project is None:
-        raise RequestError("not_found", f"There is no project {project_id[:64]!r}.", field="project_id")
-    rows = sessions.open_in_place(tx, project_id, workspace_id)
-    return [row.session_id for row in reversed(rows) if row.depth == 0]
 
 
 def _open_tops_in(tx: Tx, project_id: str) -> list[str]:

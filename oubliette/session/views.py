@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from oubliette.core.events import event_shape, request_shape
 from oubliette.core.model import EventType, Json, Outcome, SessionRow, SessionStatus, TurnRow, TurnStatus, rfc3339
-from oubliette.session import units
+from oubliette.session.accepting import Accepted
 from oubliette.session.requests import EventsArgs
 from oubliette.session.status import require_session
 from oubliette.store import events, model_requests, requests, sessions, turns
@@ -122,7 +122,7 @@ def settled(tx: Tx, row: SessionRow) -> bool:
     return not working and not requests.pending(tx, row.session_id)
 
 
-def spawn_result(tx: Tx, accepted: units.Accepted) -> Json:
+def spawn_result(tx: Tx, accepted: Accepted) -> Json:
     """SHAPES' result of spawn and message."""
     row = sessions.get(tx, accepted.row.session_id) or accepted.row
     shape: Json = {

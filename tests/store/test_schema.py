@@ -9,6 +9,7 @@ import pytest
 from oubliette.errors import StoreError
 from oubliette.store import meta, schema
 from oubliette.store.database import open_store
+from oubliette.store.migrations import MIGRATIONS
 
 
 async def test_the_file_is_made_for_its_owner_alone(tmp_path: Path) -> None:
@@ -25,7 +26,7 @@ async def test_the_promised_pragmas_hold(tmp_path: Path) -> None:
         assert store._db.pragma("journal_mode") == "wal"
         assert store._db.pragma("synchronous") == 2
         assert store._db.pragma("foreign_keys") == 1
-        assert store._db.pragma("user_version") == len(schema.MIGRATIONS)
+        assert store._db.pragma("user_version") == len(MIGRATIONS)
     async with open_store(tmp_path / "db", publish=lambda _: None, synchronous="NORMAL") as store:
         assert store._db.pragma("synchronous") == 1
 
@@ -40,7 +41,7 @@ async def test_migrations_go_forward_from_any_older_version(tmp_path: Path, monk
     path = tmp_path / "db"
     async with open_store(path, publish=lambda _: None) as store:
         instance = await store.write(meta.instance_id)
-    newer = (*schema.MIGRATIONS, "CREATE TABLE later (x TEXT) STRICT; INSERT INTO later VALUES ('a');")
+    newer = (*MIGRATIONS, "CREATE TABLE later (x TEXT) STRICT; INSERT INTO later VALUES ('a');")
     monkeypatch.setattr(schema, "MIGRATIONS", newer)
     async with open_store(path, publish=lambda _: None) as store:
         assert await store.read(meta.instance_id) == instance
@@ -54,11 +55,11 @@ async def test_a_newer_database_refuses_to_open_and_is_left_alone(
 ) -> None:
     path = tmp_path / "db"
     with monkeypatch.context() as patch:
-        patch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, "CREATE TABLE later (x TEXT) STRICT;"))
+        patch.setattr(schema, "MIGRATIONS", (*MIGRATIONS, "CREATE TABLE later (x TEXT) STRICT;"))
         async with open_store(path, publish=lambda _: None):
             pass
     before = path.read_bytes()
-    with pytest.raises(StoreError, match=f"schema is {len(schema.MIGRATIONS) + 1}") as caught:
+    with pytest.raises(StoreError, match=f"schema is {len(MIGRATIONS) + 1}") as caught:
         async with open_store(path, publish=lambda _: None):
             pass
     assert "newer" in caught.value.hint
@@ -71,7 +72,7 @@ async def test_a_failing_migration_changes_nothing(tmp_path: Path, monkeypatch: 
         pass
     with monkeypatch.context() as patch:
         patch.setattr(
-            schema, "MIGRATIONS", (*schema.MIGRATIONS, "CREATE TABLE a (x TEXT) STRICT; CREATE TABLE nonsense;")
+            schema, "MIGRATIONS", (*MIGRATIONS, "CREATE TABLE a (x TEXT) STRICT; CREATE TABLE nonsense;")
         )
         with pytest.raises(StoreError):
             async with open_store(path, publish=lambda _: None):
@@ -86,7 +87,7 @@ async def test_a_migration_that_leaves_dangling_references_is_refused(
 ) -> None:
     bad = """INSERT INTO workspaces (workspace_id, project_id, "default", state, created_at)
              VALUES ('w', 'p', 0, 'x', 0);"""
-    monkeypatch.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, bad))
+    monkeypatch.setattr(schema, "MIGRATIONS", (*MIGRATIONS, bad))
     with pytest.raises(StoreError, match="dangling"):
         async with open_store(tmp_path / "db", publish=lambda _: None):
             pass

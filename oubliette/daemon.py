@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -41,10 +41,8 @@ from oubliette.log import redactor
 from oubliette.project.projects import Neighbours, Projects
 from oubliette.relay_host import RelayHost
 from oubliette.runtime.absent import AbsentRuntime
-from oubliette.runtime.base import Runtime
-from oubliette.runtime.bubblewrap import Bubblewrap
+from oubliette.runtime.candidates import candidates
 from oubliette.runtime.choose import Choice, choose_runtime
-from oubliette.runtime.docker import Docker
 from oubliette.session.deps import Deps
 from oubliette.session.feed import Feed
 from oubliette.session.tree import SessionTree
@@ -105,13 +103,9 @@ async def run_tiers(
 
 async def _runtime(home: Home, config: Config, environ: Mapping[str, str]) -> Choice:
     """The runtime in use; without one the daemon still answers, and says what is missing."""
-    candidates: dict[str, Callable[[], Runtime]] = {
-        "docker": lambda: Docker(environ, scratch=home.run),
-        "bubblewrap": lambda: Bubblewrap(home.run / "bubblewrap"),
-    }
     wanted = environ.get("CONTAINER_RUNTIME") or config.runtime
     try:
-        choice = await choose_runtime(wanted, candidates)
+        choice = await choose_runtime(wanted, candidates(environ, home.run))
     except RuntimeUnavailable as error:
         log.error("no container runtime", error=str(error), hint=error.hint)
         return Choice(AbsentRuntime(error), ())

@@ -172,7 +172,6 @@ def _runtimes(config: Config | None) -> Iterator[Finding]:
 
 
 async def _probe_all(scratch: Path) -> list[RuntimeReport]:
-    from oubliette.runtime.bubblewrap import Bubblewrap
-    from oubliette.runtime.docker import Docker
+    from oubliette.runtime.candidates import candidates
 
-    return [await Docker(os.environ, scratch=scratch).probe(), await Bubblewrap(scratch / "bubblewrap").probe()]
+    return [await make().probe() for make in candidates(os.environ, scratch).values()]

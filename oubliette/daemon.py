@@ -3,7 +3,8 @@
     store writer · signals            last to die
     └─ containers, gateway, projects
        └─ sessions
-          └─ doors                    first to die
+          └─ schedules
+             └─ doors                 first to die
 
 Nobody cancels an outer scope; each tier is told to stop once the one inside it has ended. Containers are left running:
 the next start finds them again.
@@ -25,6 +26,7 @@ from oubliette import clock, stopping
 from oubliette.agent.message_id import new_message_id
 from oubliette.api.agents import AgentDoor
 from oubliette.api.api import run_api
+from oubliette.api.metrics import count_webhook
 from oubliette.api.services import Services
 from oubliette.config import Config
 from oubliette.container.layout import AGENT_UID
@@ -43,12 +45,19 @@ from oubliette.relay_host import RelayHost
 from oubliette.runtime.absent import AbsentRuntime
 from oubliette.runtime.candidates import candidates
 from oubliette.runtime.choose import Choice, choose_runtime
+from oubliette.schedule.owners import run_owners
+from oubliette.schedule.scheduler import Scheduler
+from oubliette.schedule.schedules import Schedules
+from oubliette.schedule.wall import REAL, Wall
+from oubliette.session.caller_entries import CallerEntries
+from oubliette.session.callers import Callers
 from oubliette.session.deps import Deps
 from oubliette.session.feed import Feed
 from oubliette.session.tree import SessionTree
 from oubliette.store import meta, tokens
 from oubliette.store.database import Store, Tx, open_store
 from oubliette.toolbox import Toolbox
+from oubliette.webhooks.webhooks import Webhooks
 
 log = structlog.get_logger(__name__)
 
@@ -62,6 +71,7 @@ class Running:
     services: Services
     containers: Containers
     tree: SessionTree
+    gateway: Gateway
 
 
 def run_daemon(home: Home, config: Config, environ: Mapping[str, str] | None = None) -> int:
@@ -88,15 +98,19 @@ async def run_tiers(
     environ: Mapping[str, str],
     stop: trio.Event,
     *,
+    wall: Wall = REAL,
     task_status: trio.TaskStatus[Running] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Everything between two signals. ``started`` gets the running daemon once its doors are open."""
+    """Everything between two signals. ``started`` gets the running daemon once its doors are open.
+
+    ``wall``: the clock that schedules go by.
+    """
     home.create()
     feed = Feed()
     async with open_store(home.database, publish=feed.publish) as store:
         instance = await store.write(meta.instance_id)
         choice = await _runtime(home, config, environ)
-        daemon = _Daemon(home, config, environ, feed, store, instance, choice)
+        daemon = _Daemon(home, config, environ, feed, store, instance, choice, wall)
         await daemon.run(stop, task_status)
     log.info("stopped")
 
@@ -126,13 +140,16 @@ class _Daemon:
         store: Store,
         instance: str,
         choice: Choice,
+        wall: Wall,
     ) -> None:
         self._home, self._config, self._store = home, config, store
         self._choice = choice
+        self._wall = wall
         self._stopping = False
         self.toolbox = Toolbox(home)
         self.meter = Meter(store, config)
         self.gateway = Gateway(config, self.meter)
+        self.webhooks = Webhooks(store, config, version=version("oubliette"), count=count_webhook)
         self.agents = AgentDoor(version("oubliette"))
         self.relays = RelayHost(serve_model=self.gateway.serve_model, serve_mcp=self.agents.serve)
         self.containers = Containers(
@@ -154,28 +171,47 @@ class _Daemon:
                 remove_containers=self.containers.remove,
                 warm=self.containers.warm,
                 hide=redactor.add,
+                renew_containers=self.containers.renew,
                 describe_container=self.containers.describe,
             ),
             owner=AGENT_UID if os.geteuid() == 0 else None,
             host_env=environ,
         )
+        callers = Callers(store, feed, config, now=clock.now, fresh_hex=clock.fresh_hex)
         deps = Deps(
             store=store,
             feed=feed,
             config=config,
             lease=self.containers.lease,
             place_ready=self.projects.place_ready,
+            results=self.projects.workspaces.results_of,
             cut_model=self.gateway.cancel_session,
             model_settled=self._model_settled,
+            callers=callers,
+            caller_entries=CallerEntries(store, config, callers),
             now=clock.now,
             fresh_hex=clock.fresh_hex,
             message_id=new_message_id,
+            budget_changed=lambda root_id: self.gateway.budget_changed(root_id=root_id),
         )
         self.tree = SessionTree(
-            deps, create_workspace=self._create_workspace, room_on_disk=partial(require_room, home.data)
+            deps,
+            create_workspace=self._create_workspace,
+            begin_workspace=self.projects.workspaces.begin,
+            room_on_disk=partial(require_room, home.data),
         )
+        self.meter.tell(self.tree.pauses.hold, self.tree.pauses.release)
         self.containers.observe(
             lambda row, code, data: self.tree.container_changed(row.project_id, row.workspace_id, code, data)
+        )
+        self.scheduler = Scheduler(
+            store,
+            feed,
+            config,
+            self.tree,
+            now=wall.now,
+            sleep_until=wall.sleep_until,
+            fresh_hex=clock.fresh_hex,
         )
         self.services = Services(
             config=config,
@@ -184,6 +220,7 @@ class _Daemon:
             tree=self.tree,
             projects=self.projects,
             containers=self.containers,
+            schedules=Schedules(store, config, self.scheduler, now=wall.now, fresh_hex=clock.fresh_hex),
             version=version("oubliette"),
             readiness=self._readiness,
             about=self._about,
@@ -194,20 +231,28 @@ class _Daemon:
         secret = await self._cli_token()
         async with trio.open_nursery() as base:
             await base.start(self.meter.run)
+            await base.start(self.webhooks.run)
+            await base.start(self.gateway.run)
             await base.start(self.containers.run)
             base.start_soon(self.toolbox.warm)
             async with trio.open_nursery() as sessions:
                 await sessions.start(self.tree.run)
                 await sessions.start(self.projects.run)
-                async with trio.open_nursery() as doors:
-                    addresses = await doors.start(partial(run_api, self.services, shutdown=stop, agents=self.agents))
-                    self._announce(addresses)
-                    url = addresses[0]
-                    task_status.started(Running(url, secret, self.services, self.containers, self.tree))
-                    await stop.wait()
-                    watchdog = stopping.start_watchdog()
-                    self._stopping = True
-                    self.tree.close()
+                async with trio.open_nursery() as schedules:
+                    await schedules.start(run_owners, self._store, self._wall.now)
+                    await schedules.start(self.scheduler.run)
+                    async with trio.open_nursery() as doors:
+                        doing = partial(run_api, self.services, shutdown=stop, agents=self.agents)
+                        addresses = await doors.start(doing)
+                        self._announce(addresses)
+                        url = addresses[0]
+                        running = Running(url, secret, self.services, self.containers, self.tree, self.gateway)
+                        task_status.started(running)
+                        await stop.wait()
+                        watchdog = stopping.start_watchdog()
+                        self._stopping = True
+                        self.tree.close()
+                    schedules.cancel_scope.cancel("the daemon is stopping")
                 sessions.cancel_scope.cancel("the daemon is stopping")
             base.cancel_scope.cancel("the daemon is stopping")
         watchdog.cancel()
@@ -235,7 +280,7 @@ class _Daemon:
         def unit(tx: Tx) -> None:
             old = tokens.get(tx, token_values.CLI_NAME)
             if old is not None and old.kind == "cli":
-                tokens.revoke(tx, old.token_id, row.created_at)
+                tokens.succeed(tx, old.token_id, row.token_id, row.created_at)
             tokens.create(tx, row, token_values.secret_hash(secret))
 
         await self._store.write(unit)

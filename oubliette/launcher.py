@@ -9,7 +9,7 @@ from typing import Any
 
 import trio
 
-from oubliette.agent.base import Agent
+from oubliette.agent.base import OWN_SERVER, Agent
 from oubliette.agent.opencode import OpenCode
 from oubliette.agent.opencode_config import TOOLKIT_INSIDE, ModelCost, ModelEntry, opencode_config, opencode_process
 from oubliette.agent.toolkit import OPENCODE_VERSION
@@ -23,7 +23,6 @@ from oubliette.gateway.models import ResolvedModel, all_models
 
 CONFIG_FILE = "opencode.json"
 PER_MILLION = 1_000_000
-OWN_SERVER = "oubliette"
 OWN_SERVER_TIMEOUT_MS = 300_000
 """Longer than any call of ours takes; OpenCode gives a silent one up after a minute otherwise."""
 _OWN = {

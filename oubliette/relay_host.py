@@ -151,7 +151,10 @@ class RelayHost:
             elif hello.kind == "http":
                 await self._serve_model(stream, door.link.container_id)
             elif self._serve_mcp is not None:
-                await self._serve_mcp(stream, door.link.container_id, hello.id)
+                try:
+                    await self._serve_mcp(stream, door.link.container_id, hello.id)
+                finally:
+                    door.link.client_left()
             else:
                 raise RemoteWireError("mcp is not served here")
         return False

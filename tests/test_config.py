@@ -352,10 +352,10 @@ def test_lines_are_right_through_comments_escapes_nesting_and_trailing_commas() 
 
 
 def test_keys_whose_part_is_not_built_are_accepted_and_that_is_said(tmp_path: Path) -> None:
-    text = '{"webhooks": {"w": {"url": "https://h.example.org/", "secret": "s"}},\n"retention": {"audit_days": 3}}'
+    text = '{"telemetry": {"endpoint": "https://h.example.org"},\n"retention": {"audit_days": 3}}'
     _config, warnings = load_config(written(tmp_path, text), {})
     assert [warning.partition("oubliette.jsonc:")[2] for warning in warnings] == [
-        "1: webhooks: is accepted, but this version sends no webhooks",
+        "1: telemetry: is accepted, but this version sends no traces",
         "2: retention: is accepted, but this version keeps all history",
     ]
 

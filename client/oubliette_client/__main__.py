@@ -13,17 +13,31 @@ import socket
 import sys
 import threading
 import time
+from typing import Callable
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from oubliette_client.bridge import Lines, Pending, hello, lost, parse, tools_changed
+from oubliette_client.bridge import (
+    AGENT_LINE_BYTES,
+    LINE_BYTES,
+    Lines,
+    Pending,
+    RequestId,
+    hello,
+    is_id,
+    not_sent,
+    parse,
+    too_long,
+    tools_changed,
+)
 
 SOCKET = "/run/oubliette/relay.sock"
 CHUNK = 1 << 16
 FIRST_BACKOFF_SECONDS = 0.1
 LONGEST_BACKOFF_SECONDS = 5.0
 PATIENCE_SECONDS = 20.0
-"""How long a call waits for a daemon that is away before it is answered with an error."""
+"""How long calls wait for a daemon that has gone away before they are answered with an error; once it has been away for
+so long, they are answered at once."""
 
 
 class Client:
@@ -34,13 +48,14 @@ class Client:
         self._caller_id = caller_id
         self._changed = threading.Condition()
         self._daemon: socket.socket | None = None
+        self._away_since = time.monotonic()
         self._pending = Pending()
         self._output = threading.Lock()
 
     def run(self) -> None:
         """Until the agent closes its end."""
         threading.Thread(target=self._follow_daemon, daemon=True).start()
-        lines = Lines()
+        lines = Lines(AGENT_LINE_BYTES)
         while True:
             data = os.read(0, CHUNK)
             if not data:
@@ -49,22 +64,27 @@ class Client:
                 self._send(line)
 
     def _send(self, line: bytes) -> None:
+        if len(line) >= LINE_BYTES:
+            self._refuse(line, too_long)
+            return
         with self._changed:
-            self._changed.wait_for(lambda: self._daemon is not None, PATIENCE_SECONDS)
+            patience = max(0.0, self._away_since + PATIENCE_SECONDS - time.monotonic())
+            self._changed.wait_for(lambda: self._daemon is not None, patience)
             daemon = self._daemon
-            if daemon is None:
-                self._refuse(line)
-                return
-            self._pending.sent(line)
+            if daemon is not None:
+                self._pending.sent(line)
+        if daemon is None:
+            self._refuse(line, not_sent)
+            return
         try:
             daemon.sendall(line + b"\n")
         except OSError:
             self._drop(daemon)
 
-    def _refuse(self, line: bytes) -> None:
+    def _refuse(self, line: bytes, answer: Callable[[RequestId], bytes]) -> None:
         message = parse(line)
-        if message is not None and "method" in message and "id" in message:
-            self._tell(lost(message["id"]))
+        if message is not None and "method" in message and is_id(message.get("id")):
+            self._tell(answer(message["id"]))
 
     def _follow_daemon(self) -> None:
         backoff = FIRST_BACKOFF_SECONDS
@@ -109,7 +129,10 @@ class Client:
             if self._daemon is not daemon:
                 return
             self._daemon = None
+            self._away_since = time.monotonic()
             broken = self._pending.broken()
+        with contextlib.suppress(OSError):
+            daemon.shutdown(socket.SHUT_RDWR)  # closing alone does not wake the thread that reads it
         daemon.close()
         for line in broken:
             self._tell(line)

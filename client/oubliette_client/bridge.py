@@ -7,7 +7,10 @@ from typing import Any, Dict, List, Optional, Union
 
 LINE_BYTES = 1 << 20
 """Longest line in either direction, its newline included; the relay's limit."""
+AGENT_LINE_BYTES = 16 << 20
+"""Longest line of the agent's that is read whole, so that its call can be told that it is too long."""
 CONNECTION_LOST = -32000
+TOO_LONG = -32001
 """JSON-RPC's range for errors of an implementation's own."""
 
 RequestId = Union[int, str]
@@ -23,6 +26,9 @@ class Lines:
 
     def feed(self, data: Union[bytes, bytearray]) -> List[bytes]:
         """The lines that ``data`` completes, without their newlines, empty ones left out."""
+        if b"\n" not in data and len(self._held) + len(data) < self._limit:
+            self._held += data
+            return []
         self._held += data
         *lines, rest = bytes(self._held).split(b"\n")
         if lines and self._dropping:
@@ -65,18 +71,20 @@ class Pending:
 
 def lost(request_id: RequestId) -> bytes:
     """The answer to a call whose fate is unknown."""
-    text = "unavailable: The connection to Oubliette broke before the answer came. See what happened, then try again."
-    return _line(
-        {
-            "jsonrpc": "2.0",
-            "id": request_id,
-            "error": {
-                "code": CONNECTION_LOST,
-                "message": text,
-                "data": {"error": {"code": "unavailable", "message": text, "retryable": True}},
-            },
-        }
-    )
+    text = "The connection to Oubliette broke before the answer came. See what happened, then try again."
+    return _error(request_id, CONNECTION_LOST, "unavailable", text)
+
+
+def not_sent(request_id: RequestId) -> bytes:
+    """The answer to a call that nobody was there to take."""
+    text = "Oubliette is away. Nothing was done; try again in a while."
+    return _error(request_id, CONNECTION_LOST, "unavailable", text)
+
+
+def too_long(request_id: RequestId) -> bytes:
+    """The answer to a call that fits no line; nothing of it was sent."""
+    text = "The call is longer than 1 MiB. Leave what is long in a file and name that."
+    return _error(request_id, TOO_LONG, "too_large", text)
 
 
 def tools_changed() -> bytes:
@@ -104,6 +112,12 @@ def parse(line: bytes) -> Optional[Dict[str, Any]]:
 def is_id(value: object) -> bool:
     """Whether a JSON-RPC id expects an answer."""
     return isinstance(value, (int, str)) and not isinstance(value, bool)
+
+
+def _error(request_id: RequestId, number: int, code: str, text: str) -> bytes:
+    said = f"{code}: {text}"
+    data = {"error": {"code": code, "message": text, "retryable": code == "unavailable"}}
+    return _line({"jsonrpc": "2.0", "id": request_id, "error": {"code": number, "message": said, "data": data}})
 
 
 def _line(message: Dict[str, Any]) -> bytes:

@@ -15,6 +15,8 @@ import trio
 
 from oubliette.core.model import Autonomy, EventType, ModelUsage, Reasoning, RequestKind
 
+OWN_SERVER = "oubliette"
+"""What the agent calls the MCP server of our own tools: to the model they are ``oubliette_<tool>``."""
 AGENT_PORT = 4096
 """Where the agent listens inside, on the container's loopback."""
 MODEL_PORT = 4097
@@ -39,6 +41,11 @@ class AgentSessionSpec:
     tools_disallowed: Sequence[str] = ()
     protected_paths: Sequence[str] = ()
     permissions: Mapping[str, Any] = field(default_factory=dict)
+    caller_tools: Sequence[str] = ()
+    """Whole names of the tools that callers offer to this very session."""
+    mcp_servers: Sequence[str] | None = None
+    """Given: of all MCP servers' tools the session sees its own ``caller_tools`` and those of these servers alone, also
+    when others are added to the process while it runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,8 +169,17 @@ class Agent(Protocol):
     async def reply_question(self, agent_ref: str, directory: str, answers: Mapping[str, Sequence[str]] | None) -> None:
         """Question id to the ids of chosen options or free text; None rejects the question."""
 
+    async def reconnect_mcp_server(self, directory: str, name: str) -> bool:
+        """Start an MCP server of that directory again whose program has ended; True when it had to be."""
+
     async def warm(self, directory: str) -> None:
         """Make the first turn in that directory as fast as later ones."""
 
     async def add_mcp_server(self, directory: str, name: str, config: Mapping[str, Any]) -> None:
-        """Add an MCP server to the running process for that directory."""
+        """Add an MCP server to the running process for that directory, in place of one of that name."""
+
+    async def remove_mcp_server(self, directory: str, name: str) -> None:
+        """Take such a server away again."""
+
+    async def mcp_servers(self, directory: str) -> Mapping[str, bool]:
+        """The MCP servers of that directory, and whether each is connected."""

@@ -346,3 +346,27 @@ class OpenCode:
         if text_at(status, "status") not in ("connected", "disabled"):
             reason = text_at(status, "error") or text_at(status, "status") or "no answer"
             raise AgentProtocolError(f"add the MCP server {name!r} to the agent: {reason}")
+
+    async def reconnect_mcp_server(self, directory: str, name: str) -> bool:
+        """True when it was not connected and is now; False when there was nothing to do. OpenCode does not start a
+        local server again whose program has ended. AgentProtocolError: it does not come up."""
+        status = object_at(await self._call("GET", "/mcp", directory), name)
+        if text_at(status, "status") in ("connected", "disabled", ""):
+            return False
+        done = await self._call("POST", f"/mcp/{name}/connect", directory, {}, MCP_SECONDS)
+        if done is not True:
+            raise AgentProtocolError(f"connect the MCP server {name!r} of the agent again: {done!r}")
+        return True
+
+    async def remove_mcp_server(self, directory: str, name: str) -> None:
+        """Stop that server and its program. Fine when there is none."""
+        try:
+            await self._call("POST", f"/mcp/{name}/disconnect", directory, {}, MCP_SECONDS)
+        except AgentRefused as error:
+            if error.status != 404:
+                raise
+
+    async def mcp_servers(self, directory: str) -> Mapping[str, bool]:
+        """The MCP servers of that directory, and whether each is connected; one whose program has ended is not."""
+        listed = object_at(await self._call("GET", "/mcp", directory, seconds=MCP_SECONDS))
+        return {name: text_at(listed, name, "status") == "connected" for name in listed}

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypedDict
 
 from oubliette.agent.base import AgentSessionSpec
+from oubliette.core.caller_tools import server_glob
 from oubliette.core.model import Autonomy
 from oubliette.errors import RequestError
 
@@ -30,6 +31,9 @@ _NOT_TOOLS = ("external_directory", "doom_loop", "invalid")
 """Permissions that are conditions of a call, not tools (``invalid`` answers a call that does not parse)."""
 _OURS = "oubliette_*"
 
+_AGENTS_OWN = ("external_directory", "doom_loop", "apply_patch", _OURS)
+"""Permissions with an underscore that are no foreign server's."""
+
 _RISKY_COMMANDS = (
     "git push *", "git reset --hard *", "git clean *", "git filter-branch *", "rm -r *", "rm -rf *", "rm -fr *",
     "sudo *", "su *", "npm publish *", "pnpm publish *", "yarn publish *", "cargo publish *", "twine *",
@@ -41,6 +45,8 @@ _READING_COMMANDS = (
     "which *", "echo *", "true *", "cd *", "diff *", "du *", "date *", "uname *",
     "git status *", "git diff *", "git log *", "git show *", "git branch *", "git blame *", "git ls-files *",
 )  # fmt: skip
+_GIVEN_DIRECTORIES = ("/state/context/*", "/state/results/*")
+"""Outside of the work tree, and the agent is told to read or write there."""
 _WRITING_READERS = ("*>*", "find *-delete*", "find *-exec*", "git branch *-D*", "git branch *-d*", "git branch *-m*")
 """Forms of the reading commands that change something."""
 
@@ -51,10 +57,13 @@ def session_rules(spec: AgentSessionSpec) -> list[Rule]:
     Raises RequestError for project permissions that are not ``{name: action | {pattern: action}}``.
     """
     rules = autonomy_rules(spec.autonomy)
+    rules += [_rule(tool, "*", "allow") for tool in spec.caller_tools]  # whoever runs it sees the call
     rules += _own_rules(spec.permissions)
     rules += protected_rules(spec.directory, spec.protected_paths)
     if spec.tools_allowed is not None:
         rules = _restricted(rules, [_permission(name) for name in spec.tools_allowed])
+    if spec.mcp_servers is not None:
+        rules = _closed(rules, [*_AGENTS_OWN, *map(server_glob, spec.mcp_servers)], spec.caller_tools)
     return rules + hiding_rules(spec.tools_disallowed) + hiding_rules(ALWAYS_DENIED)
 
 
@@ -108,6 +117,7 @@ def autonomy_rules(autonomy: Autonomy) -> list[Rule]:
     if autonomy is Autonomy.HIGH:
         return [_rule("*", "*", "allow"), *_all("bash", _RISKY_COMMANDS, "ask")]
     outside = [_rule(name, "*", "ask") for name in ("external_directory", "webfetch", "websearch")]
+    outside += _all("external_directory", _GIVEN_DIRECTORIES, "allow")
     reading = [_rule("bash", "*", "ask"), *_all("bash", _READING_COMMANDS, "allow")]
     if autonomy is Autonomy.MEDIUM:
         return [_rule("*", "*", "allow"), *outside, *_doom_loop(), *reading, *_all("bash", _WRITING_READERS[1:], "ask")]
@@ -162,6 +172,27 @@ def _restricted(rules: Sequence[Rule], allowed: Sequence[str]) -> list[Rule]:
             found += [_rule(one, rule["pattern"], rule["action"]) for one in (*allowed, *_NOT_TOOLS)]
         elif name in _NOT_TOOLS or any(_covers(one, name) for one in allowed):
             found.append(rule)
+    return found
+
+
+def _closed(rules: Sequence[Rule], known: Sequence[str], own: Sequence[str]) -> list[Rule]:
+    """``rules`` that allow of all tools with an underscore in their names, as those of MCP servers have, only ``known``
+    ones and the session's ``own``: servers of others may be added to the process at any time."""
+    found: list[Rule] = []
+    for rule in rules:
+        name = rule["permission"]
+        exact = "*" not in name and "?" not in name
+        if rule["action"] == "deny" or exact or ("_" not in name and name != "*"):
+            found.append(rule)
+        elif name == "*":
+            found.append(rule)
+            if rule["pattern"] == "*":
+                found.append(_rule("*_*", "*", "deny"))
+                found += [_rule(one, "*", rule["action"]) for one in (*known, *own)]
+        elif any(name == one or name.startswith(one.removesuffix("*")) for one in known):
+            found.append(rule)
+        else:
+            found += [_rule(one, rule["pattern"], rule["action"]) for one in own if matches(name, one)]
     return found
 
 

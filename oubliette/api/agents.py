@@ -8,6 +8,7 @@ not have; nothing that is said here reaches further.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -20,21 +21,20 @@ from mcp.server.context import ServerRequestContext
 from mcp.server.lowlevel.server import Server
 
 from oubliette import clock
+from oubliette.agent.base import OWN_SERVER
+from oubliette.api.agent_rights import Rights, anybody, rights_of
+from oubliette.api.callers import CallerDoor
 from oubliette.api.desk import Desk
-from oubliette.api.line_stream import serve_lines
+from oubliette.api.line_stream import OpenCalls, serve_lines
 from oubliette.api.live import Origin
-from oubliette.api.tools.registry import Progress, failure
-from oubliette.core.model import ContainerRow, Principal, Scope
+from oubliette.api.tools.registry import Call, Progress, failure
+from oubliette.core.model import ContainerRow, Principal
 from oubliette.errors import RemoteWireError, RequestError
-from oubliette.session.attenuation import caller_of
-from oubliette.store import containers, sessions
-from oubliette.store.database import Tx
+from oubliette.store import containers
 
-STAMP: Final = "_session"
-"""The argument in which plugin.js says whose call it is."""
-SERVER: Final = "oubliette"
-"""What the agent calls this server; its tools are ``oubliette_<tool>`` to the model."""
 DRAIN_SECONDS: Final = 2.0
+ANSWER_CHARACTERS: Final = 100_000
+"""The most that an agent gets at once, whatever ``max_chars`` it asks for: unread answers are kept in memory."""
 
 Context = ServerRequestContext[Any, Any]
 
@@ -46,23 +46,19 @@ class _Inside:
     container: ContainerRow
     desk: Desk
 
-    @property
-    def nobody(self) -> Principal:
-        """Some session of the container: enough to list tools."""
-        scope = Scope("session", project_id=self.container.project_id, container_id=self.container.container_id)
-        return Principal("session", self.container.container_id, self.container.container_id, scope)
-
 
 class AgentDoor:
     """Made before the doors are open, because containers may dial before that: their streams wait until they are."""
 
     def __init__(self, version: str) -> None:
         self._server: Server[Any] = Server(
-            SERVER, version=version, on_list_tools=self._list_tools, on_call_tool=self._call_tool
+            OWN_SERVER, version=version, on_list_tools=self._list_tools, on_call_tool=self._call_tool
         )
+        self._callers = CallerDoor(version)
         self._desk: Desk | None = None
         self._opened = trio.Event()
         self._streams: set[trio.CancelScope] = set()
+        self._calls: dict[str, OpenCalls] = defaultdict(OpenCalls)
         self._fewer = trio.Event()
 
     @asynccontextmanager
@@ -71,7 +67,8 @@ class AgentDoor:
         self._desk = desk
         self._opened.set()
         try:
-            yield
+            with self._callers.open(desk.shared.services.tree.callers):
+                yield
         finally:
             self._desk = None
             for scope in self._streams:
@@ -84,10 +81,10 @@ class AgentDoor:
         """One ``mcp`` stream of a container. ``caller_id`` names whose tools are asked for; empty: Oubliette's own.
 
         Raises RemoteWireError."""
-        if caller_id:
-            raise RemoteWireError(f"no caller {caller_id[:64]!r} has tools here")
         with trio.CancelScope() as scope:
             self._streams.add(scope)
+            calls = self._calls[container_id]
+            calls.streams += 1
             try:
                 await self._opened.wait()
                 if self._desk is not None:
@@ -96,8 +93,14 @@ class AgentDoor:
                     )
                     if container is None:
                         raise RemoteWireError("a stream of a container that is not known any more")
-                    await serve_lines(stream, self._server, _Inside(container, self._desk))
+                    if caller_id:
+                        await self._callers.serve(stream, container, caller_id, self._desk)
+                    else:
+                        await serve_lines(stream, self._server, _Inside(container, self._desk), calls=calls)
             finally:
+                calls.streams -= 1
+                if not calls.streams:
+                    del self._calls[container_id]
                 self._streams.discard(scope)
                 self._fewer.set()
                 self._fewer = trio.Event()
@@ -105,24 +108,28 @@ class AgentDoor:
     async def _list_tools(self, ctx: Context, params: types.PaginatedRequestParams | None) -> types.ListToolsResult:
         """Without output schemas: agents see only the text, and pay for every word of the list."""
         inside: _Inside = ctx.lifespan_context
+        services = inside.desk.shared.services
+        some = await services.store.read(partial(anybody, container=inside.container, at=services.now()))
         return types.ListToolsResult(
             tools=[
                 types.Tool(name=schema.name, description=schema.description, input_schema=schema.input)
-                for schema in inside.desk.registry.tools(inside.nobody)
+                for schema in inside.desk.registry.tools(some)
             ]
         )
 
     async def _call_tool(self, ctx: Context, params: types.CallToolRequestParams) -> types.CallToolResult:
         inside: _Inside = ctx.lifespan_context
-        given = params.arguments or {}
+        given = _bounded(params.arguments or {})
         request_id = clock.fresh_hex(20)
+        services = inside.desk.shared.services
         try:
-            principal = await inside.desk.shared.services.store.read(
-                partial(principal_of, container=inside.container, given=given, tool=params.name)
+            rights = await services.store.read(
+                partial(rights_of, container=inside.container, given=given, tool=params.name, at=services.now())
             )
         except RequestError as error:
             outcome = failure(error, request_id)
         else:
+            principal = await _acting(inside.desk, rights, request_id, params.name, given)
             origin = Origin(principal, request_id, address=f"container {inside.container.container_id}")
             outcome = await inside.desk.run(origin, params.name, given, _progress(ctx))
         return types.CallToolResult(
@@ -130,29 +137,19 @@ class AgentDoor:
         )
 
 
-def principal_of(tx: Tx, container: ContainerRow, given: Mapping[str, Any], tool: str) -> Principal:
-    """The session of that container which makes this call. Raises RequestError."""
-    stamp = given.get(STAMP)
-    if not isinstance(stamp, str) or not stamp:
-        raise RequestError(
-            "invalid_argument",
-            "The call does not say which session makes it.",
-            hint="The agent's plugin writes that into _session; call the tool through the agent.",
-            field=STAMP,
-        )
-    row = sessions.by_agent_id(tx, container.project_id, container.workspace_id, stamp)
-    if row is None:
-        raise RequestError("not_found", "No session of this container has that _session.", field=STAMP)
-    caller = caller_of(tx, row.session_id)
-    if not caller.may_use(f"{SERVER}_{tool}"):
-        raise RequestError("permission_denied", f"This session may not use {SERVER}_{tool[:64]}.")
-    scope = Scope(
-        "session",
-        project_id=container.project_id,
-        session_id=row.session_id,
-        container_id=container.container_id,
-    )
-    return Principal("session", row.session_id, row.session_id, scope)
+async def _acting(desk: Desk, rights: Rights, request_id: str, tool: str, given: Mapping[str, Any]) -> Principal:
+    """The session itself where it may; else by what it was lent, which also says why not."""
+    if rights.lent is None or await desk.registry.admits(Call(desk.shared, rights.own, request_id), tool, given):
+        return rights.own
+    return rights.lent
+
+
+def _bounded(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    asked = given.get("max_chars")
+    number = int(asked) if isinstance(asked, str) and asked.isdecimal() and len(asked) < 10 else asked
+    if isinstance(number, int) and number > ANSWER_CHARACTERS:
+        return {**given, "max_chars": ANSWER_CHARACTERS}
+    return given
 
 
 def _progress(ctx: Context) -> Progress | None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import trio
 
-from oubliette.api import mcp_private
+from oubliette.api import mcp_private, resources
 from oubliette.api.agents import AgentDoor
 from oubliette.api.desk import Desk
 from oubliette.api.door import Door
@@ -22,7 +23,9 @@ from oubliette.api.services import Services
 from oubliette.api.shared import Shared
 from oubliette.api.tools.registry import Registry, Tool
 from oubliette.api.tools.table import TOOLS
-from oubliette.errors import OublietteError
+from oubliette.core.model import Principal
+from oubliette.errors import OublietteError, RequestError
+from oubliette.store import schedules
 
 _LAST_WORDS_SECONDS: Final = 0.2
 
@@ -49,7 +52,7 @@ async def open_api(
     shared = Shared(services)
     desk = Desk(shared, Registry(tools))
     firehose = Firehose()
-    notifier = Notifier()
+    notifier = Notifier(partial(_may_read, services))
     mcp = McpDoor(desk, notifier)
     api = Api(shared, desk, mcp, Door(shared, make_routes(desk, firehose), mcp))  # type: ignore[arg-type]  # ASGI
     async with mcp.manager.run(), trio.open_nursery() as nursery:
@@ -60,8 +63,17 @@ async def open_api(
         nursery.start_soon(_end_protocol_sessions, mcp, notifier, ends)
         shared.live.on_end = ended.send_nowait
         async with agents.open(desk) if agents is not None else nullcontext():
-            yield api
+            with services.store.hear(schedules.TOPIC, notifier.schedule_changed):
+                yield api
         nursery.cancel_scope.cancel(reason="the doors are closed")
+
+
+async def _may_read(services: Services, principal: Principal, ref: resources.Ref) -> bool:
+    try:
+        await services.store.read(partial(resources.check, ref=ref, principal=principal))
+    except RequestError:
+        return False
+    return True
 
 
 async def _end_protocol_sessions(mcp: McpDoor, notifier: Notifier, ends: trio.MemoryReceiveChannel[str]) -> None:

@@ -66,6 +66,8 @@ def thin_shape(row: EventRow) -> Json:
     ):
         if isinstance(full.get(name), dict):
             shape[name] = {key: full[name][key] for key in kept if key in full[name]}
+    if row.type is EventType.STATUS and "data" in full:
+        shape["data"] = full["data"]  # numbers of a limit
     run = full.get("data", {}).get("run") if row.type.value.startswith("schedule_run") else None
     if isinstance(run, dict):
         shape["data"] = {"run": {key: value for key, value in run.items() if key not in ("output", "error")}}

@@ -26,6 +26,10 @@ _PRESENTATION: Final = {"request_key", "detail", "max_chars", "wait_seconds"}
 """What changes how a call is answered and not what it does."""
 
 
+Remember = Callable[[Tx, Json], None]
+"""To be called with the result in the very unit that does it: a daemon killed right after it still knows the key."""
+
+
 @dataclass(slots=True)
 class _Running:
     """One effect in progress, and what became of it."""
@@ -63,12 +67,15 @@ class RequestKeys:
         tool: str,
         action: str,
         args: WriteArgs,
-        effect: Callable[[], Awaitable[Json]],
+        effect: Callable[[Remember], Awaitable[Json]],
         *,
         unkept: frozenset[str] = frozenset(),
     ) -> Json:
         """The effect's result, or the first one with ``deduplicated``. Raises what the effect raised, and RequestError
-        key_reused for other arguments than the first time. ``unkept`` members are shown once and never stored."""
+        key_reused for other arguments than the first time. ``unkept`` members are shown once and never stored.
+
+        ``effect`` is given a function that it may call in the unit that makes it durable; its result is written once
+        more afterwards, as the caller got it."""
         place = (principal.id, tool, action, args.request_key or "")
         digest = _digest(args)
         running = self._running.get(place)
@@ -87,13 +94,13 @@ class RequestKeys:
         return result if mine else {**_kept(result, unkept), "deduplicated": True}
 
     async def _work(
-        self, place: Place, running: _Running, effect: Callable[[], Awaitable[Json]], unkept: frozenset[str]
+        self, place: Place, running: _Running, effect: Callable[[Remember], Awaitable[Json]], unkept: frozenset[str]
     ) -> None:
         running.error = _stopping()  # what it is if this task is cancelled
         try:
             known = await self._store.read(partial(self._find, place=place))
             if known is None:
-                running.result = await effect()
+                running.result = await effect(partial(self._keep, place, running.digest, unkept))
                 kept = _kept(running.result, unkept)
                 await self._store.write(partial(self._remember, place=place, digest=running.digest, result=kept))
                 running.error = None
@@ -109,6 +116,9 @@ class RequestKeys:
 
     def _find(self, tx: Tx, place: Place) -> tuple[str, Json] | None:
         return request_keys.find(tx, *place)
+
+    def _keep(self, place: Place, digest: str, unkept: frozenset[str], tx: Tx, result: Json) -> None:
+        self._remember(tx, place, digest, _kept(result, unkept))
 
     def _remember(self, tx: Tx, place: Place, digest: str, result: Json) -> None:
         at = self._now()

@@ -7,6 +7,7 @@ initialised ("born ready"); an ``initialize`` is answered all the same.
 from __future__ import annotations
 
 import json
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import mcp_types as types
@@ -23,7 +24,7 @@ from oubliette.errors import RemoteWireError
 from oubliette_relay import protocol
 
 OPEN_CALLS: Final = 128
-"""Calls of one stream in progress at once; no more is read until one has been answered."""
+"""Calls of one container in progress at once, unsent answers included; no more is read until one has been answered."""
 SEND_SECONDS: Final = 30.0
 """A client that takes no line for so long is cut off."""
 _CHUNK: Final = 1 << 16
@@ -32,31 +33,75 @@ _INVALID_REQUEST: Final = -32600
 _TOO_LARGE: Final = -32603
 
 
-async def serve_lines(stream: trio.abc.HalfCloseableStream, server: Server[Any], caller: object) -> None:
+News = Callable[[Connection], Awaitable[None]]
+"""Runs beside a stream, to tell its peer what it has not asked for; ended with it."""
+
+
+class OpenCalls:
+    """How many calls are in progress over all streams of a container: each may hold an answer that nobody reads."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.streams = 0
+        """Who shares this; it is forgotten with the last."""
+        self._fewer = trio.Event()
+
+    async def one_more(self) -> None:
+        """Waits while there are OPEN_CALLS."""
+        while self.count >= OPEN_CALLS:
+            await self._fewer.wait()
+        self.count += 1
+
+    def fewer(self, by: int) -> None:
+        self.count -= by
+        self._fewer.set()
+        self._fewer = trio.Event()
+
+
+async def serve_lines(
+    stream: trio.abc.HalfCloseableStream,
+    server: Server[Any],
+    caller: object,
+    news: News | None = None,
+    *,
+    calls: OpenCalls | None = None,
+) -> None:
     """Serve until the peer closes its end; the calls in progress end with it. Handlers find ``caller`` as their
-    ``lifespan_context``. Raises RemoteWireError when the peer breaks the rules of the wire."""
-    await _Lines(stream).serve(server, caller)
+    ``lifespan_context``; ``calls`` is shared with the container's other streams. Raises RemoteWireError when the peer
+    breaks the rules of the wire."""
+    lines = _Lines(stream, calls or OpenCalls())
+    try:
+        await lines.serve(server, caller, news)
+    finally:
+        lines.forget()
 
 
 class _Lines:
-    def __init__(self, stream: trio.abc.HalfCloseableStream) -> None:
+    def __init__(self, stream: trio.abc.HalfCloseableStream, calls: OpenCalls) -> None:
         self._stream = stream
+        self._calls = calls
         self._open: set[str] = set()
-        self._fewer = trio.Event()
         self._sending = trio.Lock()
         self._failure: RemoteWireError | None = None
 
-    async def serve(self, server: Server[Any], caller: object) -> None:
+    async def serve(self, server: Server[Any], caller: object, news: News | None) -> None:
         inward, received, sent, outward = message_streams()
         dispatcher: JSONRPCDispatcher[Any] = JSONRPCDispatcher(received, sent, inline_methods=frozenset({"initialize"}))
         connection = Connection.from_envelope(LATEST_HANDSHAKE_VERSION, None, None, outbound=dispatcher)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._read, inward, nursery.cancel_scope)
             nursery.start_soon(self._write, outward, nursery.cancel_scope)
+            if news is not None:
+                nursery.start_soon(news, connection)
             await serve_connection(server, dispatcher, connection=connection, lifespan_state=caller)
             nursery.cancel_scope.cancel("the stream has ended")
         if self._failure is not None:
             raise self._failure
+
+    def forget(self) -> None:
+        """The stream is over, and so are its calls."""
+        self._calls.fewer(len(self._open))
+        self._open.clear()
 
     def _fail(self, why: str, scope: trio.CancelScope) -> None:
         self._failure = RemoteWireError(why)
@@ -86,12 +131,14 @@ class _Lines:
         except ValueError:
             await self._send(_not_understood(line))
             return
+        # A peer that does not read is not read: what it takes back meanwhile would make room for more.
+        await self._sending.acquire()
+        self._sending.release()
         if isinstance(message, types.JSONRPCRequest):
             key = str(message.id)
             if key in self._open:
                 raise RemoteWireError("a second call with the id of one in progress")
-            while len(self._open) >= OPEN_CALLS:
-                await self._fewer.wait()
+            await self._calls.one_more()
             self._open.add(key)
         elif isinstance(message, types.JSONRPCNotification) and message.method == "notifications/cancelled":
             # Nothing is sent for a call that was taken back.
@@ -99,9 +146,9 @@ class _Lines:
         await inward.send(SessionMessage(message))
 
     def _settled(self, key: str) -> None:
-        self._open.discard(key)
-        self._fewer.set()
-        self._fewer = trio.Event()
+        if key in self._open:
+            self._open.remove(key)
+            self._calls.fewer(1)
 
     # --- to the peer
 

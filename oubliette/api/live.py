@@ -6,7 +6,7 @@ Revocation, expiry and shutdown cancel the scopes that are registered here; nobo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
@@ -59,6 +59,8 @@ class Live:
     def __init__(self) -> None:
         self._calls: dict[str, dict[_Work, None]] = {}
         self._streams: dict[str, dict[_Work, None]] = {}
+        self._lent: dict[str, dict[_Work, None]] = {}
+        """By the token that lends an agent its scope: these calls are in their sessions' names as well."""
         self._stream_count = 0
         self.on_end: Callable[[str], None] = lambda _principal_id: None
         """Told of each principal whose token is no longer good."""
@@ -84,7 +86,8 @@ class Live:
             mine.pop(orphan, None)
             orphan.end("evicted")
         work = _Work(principal.id, origin)
-        with self._registered(self._calls, work), WAITING_CALLS.track_inprogress(), work.scope:
+        lent = self._registered(self._lent, work, principal.grant) if principal.grant else nullcontext()
+        with self._registered(self._calls, work), lent, WAITING_CALLS.track_inprogress(), work.scope:
             yield
         self._explain(work)
 
@@ -120,11 +123,11 @@ class Live:
 
     def principals(self) -> set[str]:
         """Ids of all in whose name something goes on."""
-        return {*self._calls, *self._streams}
+        return {*self._calls, *self._streams, *self._lent}
 
     def end_principal(self, principal_id: str) -> None:
         """Its token is no longer good: end all of its streams and calls."""
-        for table in (self._calls, self._streams):
+        for table in (self._calls, self._streams, self._lent):
             for work in list(table.get(principal_id, ())):
                 work.end("revoked")
         self.on_end(principal_id)
@@ -136,15 +139,16 @@ class Live:
                 work.end("ended")
 
     @contextmanager
-    def _registered(self, table: dict[str, dict[_Work, None]], work: _Work) -> Iterator[None]:
-        mine = table.setdefault(work.principal_id, {})
+    def _registered(self, table: dict[str, dict[_Work, None]], work: _Work, by: str | None = None) -> Iterator[None]:
+        key = by or work.principal_id
+        mine = table.setdefault(key, {})
         mine[work] = None
         try:
             yield
         finally:
             mine.pop(work, None)
-            if not mine and table.get(work.principal_id) is mine:
-                del table[work.principal_id]
+            if not mine and table.get(key) is mine:
+                del table[key]
 
     def _explain(self, work: _Work) -> None:
         if work.scope.cancelled_caught and work.ending is not None:

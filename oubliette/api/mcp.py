@@ -43,9 +43,12 @@ task in the same conversation -> session end when it is no longer needed.
 
 - One call never takes long: a time-out of wait is a normal result; call wait again. Events are kept: session events \
 with since_index (or a cursor) misses nothing.
-- status waiting with an entry under pending: the agent asks for a permission or an answer; use session answer.
+- status waiting with an entry under pending: the agent asks for a permission or an answer; use session answer. An \
+entry of kind caller_tool is a call of your own caller_tools: caller_tool_response.
 - status paused with reason budget: money or tokens are spent; raise the limit or cancel.
 - Many tasks at once: spawn several sessions, then wait with all their ids (any: true for the first one).
+- An agent may have children: session tree shows them all, session events with include_children their merged log.
+- schedule sends a message by the clock, each time to the same session; schedule history has every run.
 - Give writes a request_key when you might retry: the same key never does it twice.
 - Errors read "code: message hint"; retryable says whether the same call may succeed later.
 - Results are brief; detail: full gives the whole record, max_chars a longer text.

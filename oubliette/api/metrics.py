@@ -28,6 +28,18 @@ STREAMS_DROPPED: Final = Counter(
 )
 WAITING_CALLS: Final = Gauge("oubliette_waiting_calls", "Tool calls in progress.", registry=REGISTRY)
 
+WEBHOOKS: Final = Counter(
+    "oubliette_webhook_notices",
+    "Notices by receiver and what became of them; failed counts attempts.",
+    ["receiver", "outcome"],
+    registry=REGISTRY,
+)
+
+
+def count_webhook(receiver: str, outcome: str, how_many: int) -> None:
+    """Something became of notices for a receiver of the configuration."""
+    WEBHOOKS.labels(receiver=receiver, outcome=outcome).inc(how_many)
+
 
 def exposition() -> bytes:
     """All of it in Prometheus's text format."""

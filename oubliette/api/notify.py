@@ -7,7 +7,7 @@ and one task that empties it. Whether the client may still see the thing is aske
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -20,7 +20,7 @@ from oubliette.api.resources import Ref, touched_by
 from oubliette.api.tools.reply import fit
 from oubliette.core import access
 from oubliette.core.events import event_shape
-from oubliette.core.model import EventRow, EventType, Json, Principal
+from oubliette.core.model import EventRow, EventType, Json, Principal, SessionStatus
 from oubliette.errors import RequestError
 from oubliette.log import get_logger
 from oubliette.session.feed import Feed
@@ -43,19 +43,31 @@ def may_see(principal: Principal, project_id: str) -> bool:
     return True
 
 
+MaySee = Callable[[Principal, Ref], Awaitable[bool]]
+
+
 @dataclass(eq=False)
 class Interest:
-    """What one client wants to hear of. Entries of the outbox: key -> (project, what to send)."""
+    """What one client wants to hear of. Entries of the outbox: key -> (project, what to send); without a project it is
+    a ``Ref`` whose places are looked up when it is sent."""
 
     principal: Principal
+    look_up: MaySee
     refs: set[Ref] = field(default_factory=set)
     followed: set[str] = field(default_factory=set)
     level: str = "info"
-    outbox: OrderedDict[object, tuple[str, Any]] = field(default_factory=OrderedDict)
+    logs: bool = False
+    """Whether it takes log notifications: handshake clients do."""
+    outbox: OrderedDict[object, tuple[str | None, Any]] = field(default_factory=OrderedDict)
     closed: bool = False
     _wake: trio.Event = field(default_factory=trio.Event)
 
-    def put(self, key: object, project_id: str, item: Any) -> None:
+    def is_told_of(self, session_id: str) -> bool:
+        """Whether log notifications of that session go to it: it spawned, messaged or subscribed to it."""
+        subscribed = any(ref.id == session_id and ref.kind in ("session", "events") for ref in self.refs)
+        return self.logs and (session_id in self.followed or subscribed)
+
+    def put(self, key: object, project_id: str | None, item: Any) -> None:
         """News; an older entry of the same key is replaced, at the limit the oldest entry is forgotten."""
         self.outbox.pop(key, None)
         if len(self.outbox) >= _OUTBOX:
@@ -72,7 +84,10 @@ class Interest:
         while not self.closed:
             while self.outbox:
                 _, (project_id, item) = self.outbox.popitem(last=False)
-                if may_see(self.principal, project_id):
+                if project_id is None:
+                    if await self.look_up(self.principal, item) and not self.closed:
+                        return item
+                elif may_see(self.principal, project_id):
                     return item
             await self._wake.wait()
             self._wake = trio.Event()
@@ -82,7 +97,9 @@ class Interest:
 class Notifier:
     """Follows the feed on behalf of all MCP clients."""
 
-    def __init__(self) -> None:
+    def __init__(self, look_up: MaySee) -> None:
+        """``look_up(principal, ref)``: whether that principal may read a thing now."""
+        self._look_up = look_up
         self._interests: set[Interest] = set()
         self._clients: dict[str, Interest] = {}
         self._nursery: trio.Nursery | None = None
@@ -121,15 +138,22 @@ class Notifier:
             for ref in refs:
                 if ref in interest.refs:
                     interest.put(ref, row.project_id, ref)
-            if row.session_id in interest.followed and row.type in THIN:
+            if row.type in THIN and interest.is_told_of(row.session_id):
                 note = _log_note(row)
                 if LEVELS.index(note["level"]) >= LEVELS.index(interest.level):
                     interest.put((row.session_id, row.index), row.project_id, note)
 
+    def schedule_changed(self, schedule_id: str) -> None:
+        """A schedule, or a run of it, is another than before."""
+        ref = Ref("schedule", schedule_id)
+        for interest in self._interests:
+            if ref in interest.refs:
+                interest.put(ref, None, ref)
+
     @contextmanager
     def listening(self, principal: Principal, refs: set[Ref]) -> Iterator[Interest]:
         """The interest of one ``subscriptions/listen`` stream."""
-        interest = Interest(principal, refs)
+        interest = Interest(principal, self._look_up, refs)
         self._interests.add(interest)
         try:
             yield interest
@@ -143,7 +167,7 @@ class Notifier:
         known = self._clients.get(protocol_session)
         if known is not None:
             return known
-        interest = self._clients[protocol_session] = Interest(principal)
+        interest = self._clients[protocol_session] = Interest(principal, self._look_up, logs=True)
         self._interests.add(interest)
 
         def forget() -> None:
@@ -175,6 +199,7 @@ def _notification(item: Any) -> tuple[str, Mapping[str, Any]]:
 
 
 def _log_note(row: EventRow) -> Json:
-    level = "error" if row.type is EventType.ERROR else "notice" if row.type in _ASKS else "info"
+    paused = row.type is EventType.STATUS and row.body["status"]["to"] == SessionStatus.PAUSED
+    level = "error" if row.type is EventType.ERROR else "notice" if paused or row.type in _ASKS else "info"
     name = "oubliette.caller_tool" if row.type is EventType.CALLER_TOOL_REQUEST else "oubliette.session"
     return {"level": level, "logger": name, "data": fit(event_shape(row), _LOG_CHARACTERS)}

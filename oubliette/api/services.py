@@ -12,9 +12,13 @@ from oubliette import clock
 from oubliette.config import Config
 from oubliette.core.model import Json, Principal
 from oubliette.project.projects import Projects
+from oubliette.session.callers import Callers
+from oubliette.schedule.schedules import Schedules
 from oubliette.session.feed import Feed
+from oubliette.session.merges import Merges
 from oubliette.session.requests import MessageArgs, SpawnArgs
-from oubliette.store.database import Store
+from oubliette.session.update import UpdateArgs
+from oubliette.store.database import Store, Tx
 
 if TYPE_CHECKING:
     from oubliette.container.ready import ReadyContainer
@@ -23,13 +27,25 @@ if TYPE_CHECKING:
 class Sessions(Protocol):
     """The session tree, as far as callers reach it."""
 
-    async def spawn(self, principal: Principal, args: SpawnArgs) -> Json: ...
+    @property
+    def callers(self) -> Callers: ...
 
-    async def message(self, principal: Principal, args: MessageArgs) -> Json: ...
+    @property
+    def merges(self) -> Merges: ...
+
+    async def spawn(
+        self, principal: Principal, args: SpawnArgs, *, remember: Callable[[Tx, Json], None] | None = None
+    ) -> Json: ...
+
+    async def message(
+        self, principal: Principal, args: MessageArgs, *, remember: Callable[[Tx, Json], None] | None = None
+    ) -> Json: ...
 
     async def wait(
         self, principal: Principal, session_ids: Sequence[str], any_one: bool, timeout_seconds: float
     ) -> Json: ...
+
+    async def update(self, principal: Principal, args: UpdateArgs) -> Json: ...
 
     async def interrupt(self, principal: Principal, session_id: str) -> Json: ...
 
@@ -71,6 +87,7 @@ class Services:
     tree: Sessions
     projects: Projects
     containers: Containers
+    schedules: Schedules
     version: str
     readiness: Callable[[], str | None] = lambda: None
     """None when ready, else the reason that ``/ready`` gives."""

@@ -23,7 +23,7 @@ from oubliette.core.limits import KIB
 from oubliette.core.model import EventRow, EventType, Json, Principal
 from oubliette.errors import RequestError
 from oubliette.session.feed import Feed, Subscription
-from oubliette.store import events, sessions
+from oubliette.store import events, sessions, trees
 from oubliette.store.database import Tx
 
 RETRY_MS: Final = 2000
@@ -89,7 +89,7 @@ class _Reader:
     def read(self, tx: Tx) -> list[EventRow]:
         if not self.args.children:
             return events.read(tx, self.args.session_id, self.at, _PAGE)
-        self.below.update(one.session_id for one in sessions.subtree(tx, self.args.session_id))
+        self.below.update(one.session_id for one in trees.below(tx, self.args.root_id, self.args.session_id))
         below = None if self.args.is_root else self.below
         return events.read_tree(tx, self.args.root_id, below, self.at, _PAGE)
 
@@ -111,7 +111,7 @@ class _Reader:
             return True
         still_open = row.open
         if self.args.children and not still_open:
-            still_open = any(one.open for one in sessions.subtree(tx, self.args.session_id))
+            still_open = any(one.open for one in trees.below(tx, self.args.root_id, self.args.session_id))
         return not still_open and not self.read(tx)
 
     def gap(self, tx: Tx) -> Json | None:
@@ -121,7 +121,7 @@ class _Reader:
         if self.args.children:
             root = sessions.get(tx, self.args.root_id)
             newest = root.last_seq if root is not None else -1
-            first = events.read_tree(tx, self.args.root_id, None, -1, 1) if self.args.is_root else []
+            first = events.read_tree(tx, self.args.root_id, None, -1, 1)
             oldest = first[0].seq if first else 0
         elif sessions.get(tx, self.args.session_id) is not None:
             oldest, newest = events.bounds(tx, self.args.session_id)

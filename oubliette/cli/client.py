@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from typing import Any
@@ -44,11 +44,13 @@ class Daemon:
         self._secret = secret
         self._certificate = certificate
 
-    def call(self, tool: str, /, **arguments: Any) -> dict[str, Any]:
-        """Run a tool. Arguments that are None are left out. Raises RequestError as the daemon said it, or CliError."""
-        body = {"max_chars": RESULT_CHARACTERS} | {
+    def call(self, tool: str, /, *, nulls: Iterable[str] = (), **arguments: Any) -> dict[str, Any]:
+        """Run a tool. Arguments that are None are left out, but for ``nulls``, which are sent as null: back to the
+        default. Raises RequestError as the daemon said it, or CliError."""
+        body: dict[str, Any] = {"max_chars": RESULT_CHARACTERS} | {
             name: value for name, value in arguments.items() if value is not None
         }
+        body |= dict.fromkeys(nulls)
         response, connection = self._send("POST", f"/v1/tools/{tool}", json.dumps(body), CALL_SECONDS)
         try:
             return _result(response)
@@ -159,10 +161,10 @@ def _result(response: HTTPResponse) -> dict[str, Any]:
         body = _parsed(response.read())
     except (OSError, HTTPException) as error:
         raise CliError(f"the daemon's answer broke off: {error}") from error
+    if response.status < 400:
+        return body  # its ``error``, if any, is of the thing that was asked about
     if "error" not in body:
-        if response.status >= 400:
-            raise CliError(f"the daemon answered {response.status} {response.reason}")
-        return body
+        raise CliError(f"the daemon answered {response.status} {response.reason}")
     said = body["error"]
     said = said.get("data", said)  # 401 and 429 come as JSON-RPC errors that carry ours
     limit = said.get("limit") or {}

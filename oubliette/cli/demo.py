@@ -17,6 +17,7 @@ from oubliette.cli.init import make_home
 from oubliette.cli.output import note, say
 from oubliette.cli.place import Invocation, home_of
 from oubliette.cli.problems import INTERRUPTED
+from oubliette.cli.run import wait_silently
 from oubliette.errors import OublietteError
 from oubliette.home import Home, user_directory
 
@@ -34,9 +35,14 @@ TASK = r"""Write a small program, run it, and tell me what it found.
 def demo(
     ctx: typer.Context,
     runtime: Annotated[str, typer.Option(help="What to run the sandbox with; auto tries all.")] = "",
+    tree: Annotated[bool, typer.Option("--tree", help="An agent with children, shown as a tree.")] = False,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the project there to look at.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON, nothing live.")] = False,
 ) -> None:
     """Watch an agent write a file, run it and answer, in a sandbox, in a home of the demo's own.
+
+    With --tree: five children, of which one has a child of its own, one fails and one is cancelled. Exit code 0 when
+    all went as it was meant to, the failure and the cancelled one included.
 
     The first run fetches the agent; later ones take seconds.
     """
@@ -47,8 +53,8 @@ def demo(
         runtime or os.environ.get("CONTAINER_RUNTIME", "") or ("bubblewrap" if sys.platform == "linux" else "auto")
     )
     with borrowed_daemon(home, environment={"CONTAINER_RUNTIME": runtime}) as (daemon, _ours):
-        code = _show(daemon, home, keep)
-    if code == 0:
+        code = _show(daemon, home, tree=tree, keep=keep, as_json=as_json)
+    if code == 0 and not as_json:
         say()
         say('Your own: oubliette init, add a model to its configuration, then: oubliette run "what to do"')
     raise typer.Exit(code)
@@ -62,24 +68,19 @@ def _demo_home(ctx: typer.Context) -> Home:
     return Home((Path(cache) if cache else user_directory(os.environ) / ".cache") / "oubliette" / "demo", "demo")
 
 
-def _show(daemon: Daemon, home: Home, keep: bool) -> int:
+def _show(daemon: Daemon, home: Home, *, tree: bool, keep: bool, as_json: bool) -> int:
     project = daemon.call("project", action="create", name=f"demo-{secrets.token_hex(4)}")
     project_id = str(project["project_id"])
     try:
-        spawned = daemon.call(
-            "session",
-            action="spawn",
-            project_id=project_id,
-            message=TASK,
-            title="demo",
-            model="scripted",
-            source="demo",
-        )
-        view = watch_turn(daemon, spawned, home)
-        view.summarise()
+        if tree:
+            from oubliette.cli.demo_tree import show_tree
+
+            code = show_tree(daemon, home, project_id, as_json=as_json)
+        else:
+            code = _show_turn(daemon, home, project_id, as_json=as_json)
         if keep:
-            note(f"the project stays: {home.workspace_dir(project_id, str(spawned['workspace_id']))}")
-        return exit_code(view)
+            note(f"the project stays: {home.workspace_dir(project_id, str(project['default_workspace_id']))}")
+        return code
     except KeyboardInterrupt:
         note("stopping")
         return INTERRUPTED
@@ -89,3 +90,14 @@ def _show(daemon: Daemon, home: Home, keep: bool) -> int:
                 daemon.call("project", action="delete", project_id=project_id, force=True)
             except OublietteError as error:
                 note(f"the demo's project could not be deleted: {error.message}")
+
+
+def _show_turn(daemon: Daemon, home: Home, project_id: str, *, as_json: bool) -> int:
+    spawned = daemon.call(
+        "session", action="spawn", project_id=project_id, message=TASK, title="demo", model="scripted", source="demo"
+    )
+    if as_json:
+        return wait_silently(daemon, str(spawned["session_id"]))
+    view = watch_turn(daemon, spawned, home)
+    view.summarise()
+    return exit_code(view)

@@ -117,6 +117,8 @@ def _config(home: Home) -> tuple[Config | None, list[Finding]]:
             if models
             else Finding("models", "warning", "none but the built-in scripted one", f"Add one to {home.config_file}")
         )
+        if config.webhooks:
+            findings.append(Finding("webhooks", "ok", f"told of what happens: {', '.join(config.webhooks)}"))
     return config, findings
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 import threading
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from oubliette.cli.client import Daemon
 from oubliette.cli.output import note
 from oubliette.cli.problems import FAILED, OK, CliError
-from oubliette.cli.render import Screen, TurnView, boot_text, open_screen
+from oubliette.cli.render import TurnView, boot_text, open_screen
 from oubliette.errors import OublietteError
 from oubliette.home import Home
 
@@ -61,7 +63,8 @@ def watch_turn(daemon: Daemon, spawned: Json, home: Home | None = None) -> TurnV
     screen = open_screen()
     view = TurnView(screen, turn=spawned["turn"])
     booted = threading.Event()
-    threading.Thread(target=_tell_boot, args=(daemon, spawned, screen, booted, home), daemon=True).start()
+    tell = partial(screen.working, tell=True)
+    threading.Thread(target=tell_boot, args=(daemon, spawned, tell, booted, home), daemon=True).start()
     try:
         since = spawned.get("last_event_index", -1)
         for received in daemon.events(spawned["session_id"], since=since, deltas=True):
@@ -76,8 +79,10 @@ def watch_turn(daemon: Daemon, spawned: Json, home: Home | None = None) -> TurnV
     return view
 
 
-def _tell_boot(daemon: Daemon, spawned: Json, screen: Screen, booted: threading.Event, home: Home | None) -> None:
-    """Say what the container does until the first word of the agent. A thread: the main one waits for events."""
+def tell_boot(
+    daemon: Daemon, spawned: Json, tell: Callable[[str], None], booted: threading.Event, home: Home | None
+) -> None:
+    """Tell what the container does until the first word of the agent. A thread: the main one waits for events."""
     place = {"project_id": spawned.get("project_id"), "workspace_id": spawned.get("workspace_id")}
     while not booted.wait(BOOT_POLL_SECONDS):
         try:
@@ -88,7 +93,7 @@ def _tell_boot(daemon: Daemon, spawned: Json, screen: Screen, booted: threading.
         if not what and home is not None and container.get("state") == "absent" and not _has_toolkit(home):
             what = "fetching the agent, this once"
         if what and not booted.is_set():
-            screen.working(what, tell=True)
+            tell(what)
 
 
 def _has_toolkit(home: Home) -> bool:

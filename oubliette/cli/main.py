@@ -12,7 +12,22 @@ from typing import Annotated
 
 import typer
 
-from oubliette.cli import config, container, demo, doctor, init, mcp, project, run, serve, session, token
+from oubliette.cli import (
+    config,
+    container,
+    demo,
+    doctor,
+    init,
+    limits,
+    mcp,
+    project,
+    run,
+    schedule,
+    serve,
+    session,
+    token,
+    workspace,
+)
 from oubliette.cli.place import Invocation, home_of, initialised
 from oubliette.cli.problems import FAILED, INTERRUPTED, OK, USAGE, exit_code_of
 from oubliette.errors import OublietteError
@@ -33,11 +48,12 @@ for command in (
     serve.stop,
     serve.status,
     doctor.doctor,
+    limits.limits,
     mcp.mcp,
     serve.logs,
 ):
     app.command()(command)
-for group in (project.app, session.app, container.app, token.app, config.app):
+for group in (project.app, session.app, workspace.app, container.app, schedule.app, token.app, config.app):
     app.add_typer(group)
 
 

@@ -105,7 +105,8 @@ def update(ctx: typer.Context, project: Project, settings: Settings = None, as_j
     if not changes:
         raise CliError("there is nothing to change", hint="--set KEY=VALUE")
     daemon = connect(ctx)
-    changed = daemon.call("project", action="update", project_id=project_id_of(daemon, project), **changes)
+    nulls = [key for key, value in changes.items() if value is None]
+    changed = daemon.call("project", nulls=nulls, action="update", project_id=project_id_of(daemon, project), **changes)
     if as_json:
         say_json(changed)
     else:

@@ -87,6 +87,7 @@ class TurnView:
             "todo": self._todo,
             "permission_request": self._permission_request,
             "question": self._question,
+            "caller_tool_request": self._caller_tool_request,
             "request_resolved": self._request_resolved,
             "child_spawned": self._child_spawned,
             "child_ended": self._child_ended,
@@ -117,7 +118,7 @@ class TurnView:
         status = event.get("status", {})
         to, reason = status.get("to"), status.get("reason")
         if to in {"waiting", "paused"}:
-            self._screen.line(f"· {to}" + (f": {reason}" if reason else ""), "dim")
+            self._screen.line(f"· {to}" + (f": {reason}" if reason else "") + _limit(event), "dim")
         if to in {"starting", "running", "waiting", "paused"}:
             self._screen.working({"starting": "starting", "running": "thinking"}.get(to, to))
 
@@ -149,7 +150,7 @@ class TurnView:
 
     def _tool_call(self, event: Json) -> None:
         tool = event.get("tool") or {}
-        what = _tool_line(tool)
+        what = tool_line(tool)
         self._tools[str(tool.get("id"))] = what
         self._screen.line(f"→ {what}", "head")
         self._screen.working(f"running {tool.get('name', 'a tool')}")
@@ -191,6 +192,13 @@ class TurnView:
             self._screen.line(f"? {question.get('text', '')}" + (f" ({options})" if options else ""), "head")
         self._ask_hint(request)
 
+    def _caller_tool_request(self, event: Json) -> None:
+        """Not among the asks: the caller's own client answers it."""
+        request = event.get("request") or {}
+        call = request.get("caller_tool") or {}
+        self._screen.line(f"? {call.get('caller_id', '')} is asked for {call.get('name', '')}", "head")
+        self._ask_hint(request)
+
     def _ask_hint(self, request: Json) -> None:
         expiry = f"until {request.get('expires_at', '')}: then {request.get('on_expiry', '')}"
         self._screen.line(f"  request {request.get('request_id')}, {expiry}", "dim")
@@ -210,7 +218,7 @@ class TurnView:
         self._screen.line(f"- {child.get('session_id')} {child.get('outcome', '')}", "dim")
 
     def _error(self, event: Json) -> None:
-        self._screen.line(f"! {_error_line(event.get('error') or {})}", "bad")
+        self._screen.line(f"! {error_line(event.get('error') or {})}", "bad")
 
     def _files(self, event: Json) -> None:
         self.files = list(event.get("files") or [])
@@ -230,7 +238,7 @@ class TurnView:
             parts.append(tokens_and_cost(done["usage"]))
         self._screen.line("")
         if done.get("error"):
-            self._screen.line(f"! {_error_line(done['error'])}", "bad")
+            self._screen.line(f"! {error_line(done['error'])}", "bad")
         for file in self.files:
             counts = " ".join(f"{sign}{file[key]}" for sign, key in (("+", "added"), ("-", "removed")) if key in file)
             self._screen.line(
@@ -252,8 +260,13 @@ def open_screen() -> Screen:
     return PlainScreen(lambda text: print(text, flush=True))
 
 
-def _tool_line(tool: Json) -> str:
+def tool_line(tool: Json) -> str:
+    """A tool call on one line: its name and the argument that says most."""
     arguments = tool.get("input") or {}
+    if arguments.get("action"):  # a tool of Oubliette's
+        whom = arguments.get("title") or arguments.get("session_id") or arguments.get("message") or ""
+        doing = f"{arguments['action']} {whom}"
+        return f"{tool.get('name', 'tool')} {safe_line(doing, ARGUMENT_CHARACTERS)}".rstrip()
     telling = next((str(arguments[name]) for name in _TELLING if arguments.get(name)), None)
     if telling is None:
         telling = str(tool.get("title") or "") or (json.dumps(arguments, ensure_ascii=False) if arguments else "")
@@ -290,5 +303,21 @@ def _progress(progress: Json) -> str:
     return f"{what} {done} of {total} {progress.get('unit', '')}".rstrip()
 
 
-def _error_line(error: Json) -> str:
+def _limit(event: Json) -> str:
+    """What a paused tree lacks, and what lets it go on."""
+    data = event.get("data") or {}
+    limit = data.get("limit")
+    if not isinstance(limit, dict) or "needed" not in limit:
+        return ""
+    name = str(limit.get("name", ""))
+    used = f"{limit.get('used', 0):g} of {limit.get('limit', 0):g} spent"
+    numbers = f"{name}: {used}, the next request may take {limit['needed']:g}"
+    if name == "max_cost_usd_per_day":
+        return f" ({numbers}; it goes on tomorrow, UTC)"
+    option = "--max-cost-usd …" if name == "max_cost_usd" else f"--limit {name}=…"
+    return f" ({numbers}; raise it: oubliette session update {data.get('root_id')} {option})"
+
+
+def error_line(error: Json) -> str:
+    """An error object as a sentence or two."""
     return " ".join(str(error[key]) for key in ("message", "hint") if error.get(key)) or str(error.get("code", "error"))

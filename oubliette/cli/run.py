@@ -79,7 +79,7 @@ def follow(
     session_id = spawned["session_id"]
     try:
         if as_json:
-            code = _wait_silently(daemon, session_id)
+            code = wait_silently(daemon, session_id)
         else:
             view = watch_turn(daemon, spawned, home)
             view.summarise(session_id=session_id)
@@ -98,7 +98,8 @@ def follow(
     return code
 
 
-def _wait_silently(daemon: Daemon, session_id: str) -> int:
+def wait_silently(daemon: Daemon, session_id: str) -> int:
+    """Print the session as JSON once its turn is over; returns the exit code."""
     while True:
         result = daemon.call("session", action="wait", session_ids=[session_id], wait_seconds=WAIT_SECONDS)
         if result.get("done"):

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from oubliette.cli import session_changes, session_tree, session_update
 from oubliette.cli.follow import project_id_of
 from oubliette.cli.output import ago, note, say, say_json, say_table, tokens_and_cost
 from oubliette.cli.place import connect
@@ -108,16 +109,22 @@ def tail(
 def events(
     ctx: typer.Context,
     session: SessionId,
-    since: Annotated[int, typer.Option(help="Only after this index.")] = -1,
+    since: Annotated[int, typer.Option(help="Only after this index; with --children after this seq.")] = -1,
     follow_it: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the session ends.")] = False,
+    children: Annotated[bool, typer.Option("--children", help="Merged with those of all sessions below it.")] = False,
     kinds: Annotated[list[str] | None, typer.Option("--type", help="Only this type; may be repeated.")] = None,
 ) -> None:
     """Print events as JSON Lines."""
     daemon = connect(ctx)
     if follow_it:
-        for received in daemon.events(session, since=since):
+        for received in daemon.events(session, since=since, children=children):
             if received.kind != "end" and (not kinds or received.data.get("type") in kinds):
                 say_json(received.data)
+        return
+    if children:
+        for event in _merged_events(daemon, session, kinds):
+            if event["seq"] > since:
+                say_json(event)
         return
     for event in _all_events(daemon, session, since):
         if not kinds or event["type"] in kinds:
@@ -129,6 +136,24 @@ def _all_events(daemon: Any, session: str, since: int) -> Any:
         page = daemon.call("session", action="events", session_id=session, since_index=since, max_events=PAGE)
         yield from page["events"]
         since = page["last_index"]
+        if not page.get("more"):
+            return
+
+
+def _merged_events(daemon: Any, session: str, kinds: list[str] | None) -> Any:
+    cursor: str | None = None
+    while True:
+        page = daemon.call(
+            "session",
+            action="events",
+            session_id=session,
+            include_children=True,
+            cursor=cursor,
+            types=kinds or None,
+            max_events=PAGE,
+        )
+        yield from page["events"]
+        cursor = page["cursor"]
         if not page.get("more"):
             return
 
@@ -237,6 +262,12 @@ def end(ctx: typer.Context, session: SessionId, as_json: AsJson = False) -> None
 def cancel(ctx: typer.Context, session: SessionId, as_json: AsJson = False) -> None:
     """Stop a session and its children now."""
     _steer(ctx, "cancel", session, as_json, "cancelled")
+
+
+app.command("tree")(session_tree.tree)
+app.command("diff")(session_changes.diff)
+app.command("merge")(session_changes.merge)
+app.command("update")(session_update.update)
 
 
 def _first_line(text: object) -> str:

@@ -25,7 +25,7 @@ class Limits(Section):
     max_tokens_per_session: Count | None = None
     """Tokens for one tree, read and written."""
     max_active_sessions: Count = 10
-    """Sessions of one tree at work at once; a spawn over it is refused, never queued."""
+    """Sessions of one tree at work at once; a spawn over it, or a message that wakes one, is refused, never queued."""
     turn_timeout_minutes: Positive = 60
     """A turn's time. The clock stands still while the session waits or is paused."""
     hibernate_minutes: Positive = 30

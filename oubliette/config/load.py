@@ -18,16 +18,11 @@ from oubliette.errors import ConfigError
 BUILT_IN_CONTAINER_TYPES = ("base",)
 
 _LATER: dict[Location, str] = {
-    ("webhooks",): "sends no webhooks",
     ("telemetry",): "sends no traces",
     ("retention",): "keeps all history",
     ("server", "elicitation"): "asks no human through a client",
-    ("defaults", "agent", "caller_tool_timeout_seconds"): "has no caller tools",
     ("defaults", "backup", "enabled"): "makes no backups",
     ("defaults", "container", "disk"): "does not bound a container's disk",
-    ("defaults", "limits", "max_cost_usd"): "counts money and does not stop at it",
-    ("defaults", "limits", "max_cost_usd_per_day"): "counts money and does not stop at it",
-    ("defaults", "limits", "max_tokens_per_session"): "counts tokens and does not stop at them",
 }
 """Keys whose part of the house is not built yet; setting one is said, not ignored in silence."""
 
@@ -201,6 +196,12 @@ def _advice(document: Document, config: Config) -> Iterator[str]:
             several = [k for k, c in config.credentials.providers.credentials.items() if c.provider == model.provider]
             fix = f"name one of {', '.join(several)}" if several else "add one under credentials.providers.credentials"
             yield at(where, f'"{alias}" cannot be used: no one credential of kind {model.provider}; {fix}')
+    limits: Location = ("defaults", "limits")
+    for name in ("max_cost_usd", "max_cost_usd_per_day"):
+        free = [alias for alias in config.usable_models() if not config.has_price(alias)]
+        if free and (*limits, name) in document.lines:
+            fix = f'add "cost" to {", ".join(f"models.models.{alias}" for alias in free[:5])}'
+            yield at((*limits, name), f"cannot be kept for models of unknown price; {fix}")
     for where, what in _LATER.items():
         if where in document.lines and _set(document.tree, where):
             yield at(where, f"is accepted, but this version {what}")

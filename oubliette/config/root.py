@@ -14,6 +14,7 @@ from oubliette.config.defaults import ContainerType, Defaults
 from oubliette.config.models import BUILT_IN_MODELS, Credentials, ModelAlias, Models
 from oubliette.config.section import Name, Section
 from oubliette.config.server import Git, Log, Retention, Server, Telemetry, Webhook
+from oubliette.core.pricing import facts_for
 
 _TELLING = re.compile(r"auth|cookie|credential|key|pass|secret|token", re.IGNORECASE)
 """Names of headers and variables whose values are secrets."""
@@ -78,6 +79,15 @@ class Config(Section):
             if alias is not None and (alias in usable or alias in BUILT_IN_MODELS):
                 return alias
         return next(iter(usable)) if len(usable) == 1 else None
+
+    def has_price(self, alias: str) -> bool:
+        """Whether it is known what the model costs: the config says so, or the built-in facts, or it is free."""
+        model = self.models.models.get(alias)
+        if model is None:
+            return alias in BUILT_IN_MODELS
+        provider = self.resolve_provider(model)
+        scripted = (provider.kind if provider else model.provider) == "scripted"
+        return scripted or model.cost is not None or facts_for(model.model).prices is not None
 
     def secrets(self) -> set[str]:
         """Every secret value, for the log's redactor."""

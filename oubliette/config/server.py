@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import ipaddress
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, SecretStr, field_validator
+from pydantic import AfterValidator, SecretStr, field_validator, model_validator
 
 from oubliette.config.section import Count, FilePath, Positive, Section, Url
-from oubliette.config.values import Size, check_address, check_url, split_address
+from oubliette.config.values import (
+    Size,
+    check_address,
+    check_project_id,
+    check_receiver,
+    check_signing_secret,
+    split_address,
+)
+from oubliette.core.notices import NoticeType
 
 
 class RateLimit(Section):
@@ -91,13 +99,22 @@ class Retention(Section):
 class Webhook(Section):
     """A receiver of notices. They are signed as in Standard Webhooks and carry no text of the agent."""
 
-    url: Annotated[str, AfterValidator(check_url), Field(pattern="^https://")]
-    secret: SecretStr
-    """Signs each notice."""
-    types: list[str] = []
-    """Which notices, e.g. `session.turn_ended`; none means all."""
-    projects: list[str] = []
-    """Only of these projects; none means all."""
+    url: Annotated[str, AfterValidator(check_receiver)]
+    """Where they are sent: https, at a public address, unless `allow_private` is set."""
+    secret: Annotated[SecretStr, AfterValidator(check_signing_secret)]
+    """Signs each notice: `whsec_` and 24 to 64 random bytes in base64."""
+    types: list[NoticeType] = []
+    """Which notices; none means all."""
+    projects: list[Annotated[str, AfterValidator(check_project_id)]] = []
+    """Only of the projects with these ids; none means all."""
+    allow_private: bool = False
+    """Also an address in a private network or of this machine, and plain http."""
+
+    @model_validator(mode="after")
+    def _check_encrypted(self) -> Self:
+        if not self.allow_private and not self.url.startswith("https://"):
+            raise ValueError('"url" must begin with "https://", unless "allow_private" is set')
+        return self
 
 
 class Git(Section):

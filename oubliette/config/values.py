@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+import uuid
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema
+from pydantic import BeforeValidator, Field, PlainSerializer, SecretStr, WithJsonSchema
+
+from oubliette.core.notices import signing_key
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
 _SIZE_SCHEMA = "^[0-9.]+ ?[kKmMgGtT]?([iI]?[bB])?$"
@@ -76,3 +79,38 @@ def check_url(value: str) -> str:
     if parts.username or parts.password:
         raise ValueError("must not carry a user name or password")
     return value.rstrip("/")
+
+
+def check_receiver(value: str) -> str:
+    """Like ``check_url``, but kept as it is written: to a receiver a final slash is part of its path."""
+    check_url(value)
+    if not value.isascii() or not value.isprintable() or " " in value or "#" in value:
+        raise ValueError("must be spelled in printable ASCII, without spaces and fragment")
+    try:
+        _ = urlsplit(value).port
+    except ValueError:
+        raise ValueError("has a port that is none") from None
+    return value
+
+
+def check_signing_secret(value: SecretStr) -> SecretStr:
+    """As Standard Webhooks spells it."""
+    try:
+        signing_key(value.get_secret_value())
+    except ValueError:
+        raise ValueError(
+            'must be "whsec_" and 24 to 64 random bytes in base64: make one with '
+            "python3 -c 'import base64, os; print(\"whsec_\" + base64.b64encode(os.urandom(32)).decode())'"
+        ) from None
+    return value
+
+
+def check_project_id(value: str) -> str:
+    """An id, not a name: of a name nothing would ever be told."""
+    try:
+        canonical = str(uuid.UUID(value))
+    except ValueError:
+        canonical = ""
+    if canonical != value:
+        raise ValueError("is not the id of a project: see oubliette project list")
+    return value

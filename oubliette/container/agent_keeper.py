@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import structlog
 import trio
 
-from oubliette.agent.base import Agent
+from oubliette.agent.base import OWN_SERVER, Agent
 from oubliette.container import directories
 from oubliette.container.failures import first_of
 from oubliette.container.layout import AGENT, agent_password
@@ -18,6 +18,7 @@ from oubliette.container.link import ProcessExit, RelayLink
 from oubliette.container.ready import ReadyContainer
 from oubliette.core.model import ContainerRow, ContainerState, Json, ProjectRow
 from oubliette.errors import AgentError, AgentUnreachable, ContainerError, OublietteError
+from oubliette.store import sessions
 
 if TYPE_CHECKING:
     from oubliette.container.owner import Owner
@@ -80,6 +81,24 @@ class AgentKeeper:
                 log.info("restarting an agent that has grown", container=self._row.container_id, memory_bytes=used)
                 self._forgiven = True
                 self._scope.cancel("memory")
+
+    async def keep_tools(self, ready: ReadyContainer) -> None:
+        """The program that carries our own tools may be killed like any other inside; the agent starts it only once.
+        Where that has happened it is started again, wherever somebody works."""
+        while True:
+            await self._link.wait_client_left()
+            await trio.sleep(self._deps.tuning.tools_look)
+            if self._up_since == math.inf:
+                continue
+            row = self._row
+            find = partial(sessions.open_in_place, project_id=row.project_id, workspace_id=row.workspace_id)
+            open_now = await self._deps.store.read(find)
+            for directory in sorted({ready.directory(one.workspace_id) for one in open_now}):
+                try:
+                    if await ready.agent.reconnect_mcp_server(directory, OWN_SERVER):
+                        log.warning("the agent's tools were gone and are back", container=row.container_id)
+                except OublietteError as error:
+                    log.warning("the agent's tools are gone", container=row.container_id, error=str(error))
 
     async def lives(self) -> bool:
         """Ask the relay; when it does not run any more, ``run`` replaces it from now on."""

@@ -45,6 +45,8 @@ class Tuning:
     """An idle agent that uses more of the container's memory is restarted."""
     memory_least_bytes: int = 1 << 30
     """... but not for using less than this."""
+    tools_look: float = 1.0
+    """After a client of the agent's tools has left: before it is seen whether the agent has lost them."""
     hibernate: float | None = None
     """None: what the project or the configuration says."""
     crash_pause: float = 5.0

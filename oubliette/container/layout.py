@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from oubliette.agent.base import MODEL_PORT
 from oubliette.config import Config
-from oubliette.core.model import ContainerRow, Json, ProjectRow
+from oubliette.core.model import AGENT_GRANT, ContainerRow, Json, ProjectRow
 from oubliette.errors import ContainerError
 from oubliette.home import Home
 from oubliette.runtime.base import LABEL_PREFIX, ContainerInfo, ContainerSpec, Mount, Resources
@@ -46,6 +46,9 @@ RELAY_ARGV = (
 
 AGENT = "agent"
 """The agent's name among the relay's processes."""
+
+_GRANT_LABEL = f"{LABEL_PREFIX}agent-grant"
+"""Which loan of ``agent_scope`` the container is made for: what it was trusted with from its first process on."""
 
 SHARED = "shared"
 """The key of a place that all workspaces of a project share."""
@@ -183,13 +186,14 @@ def build_spec(
     limits = ground.config.defaults.container
     network = network_of(ground.config, project, row.runtime)
     protected = project.settings.get("protected_paths") or []
+    grant = project.agent_grant
     return ContainerSpec(
         name=container_name(ground.instance, row.container_id),
         image=image_of(ground.config, project),
         argv=RELAY_ARGV,
         env={"PATH": PATH_INSIDE, "HOME": HOME_INSIDE, "LANG": "C.UTF-8"},
         mounts=mounts(ground, row, toolkit),
-        labels=labels(ground.instance, row),
+        labels={**labels(ground.instance, row), **({_GRANT_LABEL: grant} if grant else {})},
         working_dir="/",
         uid=ground.uid,
         gid=ground.gid,
@@ -220,6 +224,8 @@ def fingerprint(spec: ContainerSpec) -> str:
     """Changes when a container made from this spec would be another one; its name, labels and own directory aside."""
     plain: dict[str, Any] = asdict(spec)
     del plain["name"], plain["labels"]
+    if _GRANT_LABEL in spec.labels:
+        plain["grant"] = spec.labels[_GRANT_LABEL]
     plain["mounts"] = [
         [str(mount.source), mount.target, mount.read_only] for mount in spec.mounts if mount.target != RUN_INSIDE
     ]
@@ -228,4 +234,6 @@ def fingerprint(spec: ContainerSpec) -> str:
 
 def spec_record(spec: ContainerSpec) -> Json:
     """What the row keeps of a spec."""
-    return {"fingerprint": fingerprint(spec), "network": spec.network, "limits": asdict(spec.resources)}
+    record: Json = {"fingerprint": fingerprint(spec), "network": spec.network, "limits": asdict(spec.resources)}
+    grant = spec.labels.get(_GRANT_LABEL)
+    return {**record, AGENT_GRANT: grant} if grant is not None else record

@@ -29,7 +29,7 @@ from oubliette.container.layout import (
 )
 from oubliette.container.link import RelayLink
 from oubliette.container.ready import ReadyContainer
-from oubliette.core.model import ContainerRow, ContainerState, PlaceState, ProjectRow
+from oubliette.core.model import AGENT_GRANT, ContainerRow, ContainerState, PlaceState, ProjectRow
 from oubliette.errors import ContainerError, ContainerExited, OublietteError, RequestError
 from oubliette.runtime.base import ContainerInfo, ContainerSpec, Progress
 from oubliette.store import containers, projects, workspaces
@@ -56,6 +56,7 @@ class Life:
         self._keeper: AgentKeeper | None = None
 
     async def run(self) -> None:
+        self._owner.outdated = False
         project, workspace_ids = await self._look_up()
         woken = self._owner.row is not None and self._owner.row.state is ContainerState.HIBERNATED
         spec = await self._settle(project, workspace_ids)
@@ -65,6 +66,8 @@ class Life:
             image = await runtime.ensure_image(spec.image, self._report)
             self._owner.progress = None
             row = await self._owner.save(image=image, spec=spec_record(spec))
+        if project.agent_grant not in (None, row.spec.get(AGENT_GRANT)):
+            self._owner.outdated = True
         directory = await trio.to_thread.run_sync(directories.prepare, self._deps.ground, row)
         async with self._deps.listen(row.container_id, directory, uid=self._deps.ground.uid) as link:
             keeper = self._keeper = AgentKeeper(self._owner, project, link, directory)
@@ -202,6 +205,7 @@ class Life:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(keeper.hear_exits)
                 nursery.start_soon(keeper.watch_memory)
+                nursery.start_soon(keeper.keep_tools, ready)
                 nursery.start_soon(self._watch_relay, ready.link)
                 nursery.start_soon(partial(keeper.run, ready, woken=woken))
                 await self._until_idle(idle)
@@ -232,7 +236,7 @@ class Life:
         while True:
             used = owner.leases > 0 or owner.ready is None
             left = math.inf if used else owner.idle_since + seconds - trio.current_time()
-            if left <= 0:
+            if left <= 0 or (owner.outdated and not used):
                 # No checkpoint since the last look: who comes from now on waits for the next life.
                 owner.ready = None
                 return

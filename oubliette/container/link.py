@@ -30,6 +30,8 @@ DISCARD_SECONDS = 1.0
 EXEC_START_SECONDS = 20.0
 EXEC_EXTRA_SECONDS = 20.0
 """How much longer than its own time limit an exec may take to be told."""
+_INTRODUCTION = "hello"
+"""Id of the first question on each control connection; it is never answered by a connection."""
 _PIECE = 1 << 16
 _EXITS = 64
 _READ_BURST_BYTES = 4 << 20
@@ -67,6 +69,7 @@ class RelayLink:
         self._answers: dict[str, Answer] = {}
         self._seen: dict[str, int] = {}
         self._memory: Mapping[str, int] = {}
+        self._client_left = trio.Event()
         self._dial_slots = trio.Semaphore(protocol.DIAL_LIMIT)
         self._exec_slots = trio.Semaphore(protocol.EXEC_LIMIT)
 
@@ -185,7 +188,7 @@ class RelayLink:
     def deliver(self, dial_id: str, stream: trio.abc.HalfCloseableStream) -> bool:
         """A connection that says it was dialled. False: nobody asked for it, or not any more; the host closes it."""
         answer = self._answers.get(dial_id)
-        if answer is None or answer.arrived.is_set():
+        if answer is None or answer.arrived.is_set() or dial_id == _INTRODUCTION:
             return False
         answer.stream = stream
         answer.arrived.set()
@@ -221,6 +224,15 @@ class RelayLink:
         if failure is not None:
             raise failure
 
+    def client_left(self) -> None:
+        """A stream of the agent's tools has ended: its client dials anew, or has ended with it."""
+        self._client_left.set()
+
+    async def wait_client_left(self) -> None:
+        """Returns when one has left since the last look."""
+        await self._client_left.wait()
+        self._client_left = trio.Event()
+
     def drop(self, why: str) -> None:
         """End the control connection, if there is one: the relay dials anew."""
         if self._control is not None:
@@ -238,11 +250,11 @@ class RelayLink:
     async def _introduce(self, control: Control) -> None:
         """Learn what happened while nobody was connected; only then is the relay ``connected``."""
         answer = Answer()
-        self._answers["hello"] = answer
-        control.post(protocol.ListProcesses("hello"), answer)
+        self._answers[_INTRODUCTION] = answer
+        control.post(protocol.ListProcesses(_INTRODUCTION), answer)
         with trio.move_on_after(REQUEST_SECONDS):
             await answer.arrived.wait()
-        self._answers.pop("hello", None)
+        self._answers.pop(_INTRODUCTION, None)
         if not isinstance(answer.message, Processes):
             control.scope.cancel("the relay does not answer")
             return

@@ -67,6 +67,8 @@ class Owner:
         self.leases_changed = trio.Event()
         self.renew = False
         """Make a new generation at the next start, whatever there is."""
+        self.outdated = False
+        """It would be made otherwise by now: it hibernates as soon as nobody has leased it, and is made anew."""
         self._loaded = trio.Event()
         self._attempt: Attempt | None = None
         self._orders: deque[Order] = deque()
@@ -98,6 +100,11 @@ class Owner:
         if order.error is not None:
             raise order.error
 
+    def outdate(self) -> None:
+        """What it is made from has changed: it goes once nobody works in it, and the next one is another."""
+        self.outdated = True
+        self._changed()
+
     def want(self) -> Attempt:
         """Begin to start it, unless that is under way."""
         if self._attempt is None:
@@ -127,6 +134,9 @@ class Owner:
     def _count(self, more: int) -> None:
         self.leases += more
         self.idle_since = trio.current_time()
+        self._changed()
+
+    def _changed(self) -> None:
         self.leases_changed.set()
         self.leases_changed = trio.Event()
 

@@ -149,6 +149,12 @@ class Containers:
         if workspace_id is None:
             self._isolated.pop(project_id, None)
 
+    def renew(self, project_id: str) -> None:
+        """Containers of the project would be others by now: each goes once nobody works in it. Never blocks."""
+        for place, owner in self._owners.items():
+            if place.project_id == project_id:
+                owner.outdate()
+
     async def status(self, project_id: str, workspace_id: str) -> Json:
         """SHAPES' Container. Changes nothing and starts nothing."""
         place = await self._place(project_id, workspace_id)

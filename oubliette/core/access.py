@@ -78,6 +78,19 @@ def _rules() -> dict[str, Rule]:
 TABLE = MappingProxyType(_rules())
 """Action name -> rule. ``<tool>.<action>``, or the tool's name alone where it has one action."""
 
+NOT_BY_GRANT = frozenset(
+    {
+        "token.create",
+        "token.revoke",
+        "schedule.create",
+        "schedule.update",
+        "schedule.delete",
+        "schedule.trigger",
+    }
+)
+"""What no agent may do whatever its project's ``agent_scope``: no secret of a token enters a container, and nothing that
+an agent began outlives the loan."""
+
 
 def require_known(action: str) -> str:
     """``action`` itself. KeyError when the table does not have it: called where actions are registered."""
@@ -98,11 +111,14 @@ def check(principal: Principal, action: str, project_id: str | None, *, session_
     """
     rule = TABLE[action]
     scope = principal.scope
-    if not _ever(scope, rule):
+    if not may_ever(principal, action):
+        whose = "An agent's scope" if principal.kind == "agent" else "This token's scope"
         raise RequestError(
             "permission_denied",
-            f"This token's scope ({_shown(scope)}) does not allow {action}.",
-            hint=_hint(scope, rule),
+            f"{whose} ({_shown(scope)}) does not allow {action}.",
+            hint="Tokens and schedules are not for agents."
+            if principal.kind == "agent" and action in NOT_BY_GRANT
+            else _hint(scope, rule),
         )
     if scope.is_admin:
         return
@@ -116,12 +132,12 @@ def check(principal: Principal, action: str, project_id: str | None, *, session_
 
 def may_ever(principal: Principal, action: str) -> bool:
     """Whether this principal may do this to some target. KeyError for an action that is not in the table."""
-    return _ever(principal.scope, TABLE[action])
+    return _ever(principal.scope, TABLE[action]) and not (principal.kind == "agent" and action in NOT_BY_GRANT)
 
 
 def allowed_actions(principal: Principal) -> frozenset[str]:
     """Every action that this principal may do to some target: what ``tools/list`` shows."""
-    return frozenset(action for action, rule in TABLE.items() if _ever(principal.scope, rule))
+    return frozenset(action for action in TABLE if may_ever(principal, action))
 
 
 def no_such(noun: str) -> RequestError:
@@ -145,6 +161,13 @@ def parse_scope(text: str) -> Scope:
         field="scope",
         hint="One of: admin, admin:ro, project:<project id>, project:<project id>:ro.",
     )
+
+
+def covers(outer: Scope, inner: Scope) -> bool:
+    """Whether a token of ``outer`` may do everything that one of ``inner`` may. For scopes of tokens."""
+    if outer.read_only and not inner.read_only:
+        return False
+    return outer.is_admin or (inner.kind == outer.kind and inner.project_id == outer.project_id)
 
 
 def _ever(scope: Scope, rule: Rule) -> bool:

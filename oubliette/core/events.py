@@ -162,6 +162,11 @@ def child_ended_event(turn: int | None, child_id: str, title: str, outcome: str 
     return NewEvent(EventType.CHILD_ENDED, turn, {"child": child})
 
 
+def schedule_run_event(kind: EventType, turn: int | None, run: Json, at: datetime) -> NewEvent:
+    """A run of a schedule has started or ended (``kind``); once of each kind in a session's log."""
+    return NewEvent(kind, turn, {"data": {"run": run}}, f"{kind.value}:{run['run_id']}", at)
+
+
 def system_event(code: str, *, turn: int | None = None, data: Json | None = None) -> NewEvent:
     """KeyError for a code that SHAPES does not have."""
     if code not in SYSTEM_CODES:

@@ -40,6 +40,23 @@ MAX_ATTACHMENTS = 10
 MAX_ATTACHMENT_BYTES = 10 * MIB
 MAX_ATTACHMENTS_BYTES = 20 * MIB
 
+# Caller tools
+MAX_CALLER_TOOLS = 64
+"""Of one caller in one session."""
+MAX_CALLERS_PER_SESSION = 8
+MAX_CALLERS_PER_PROJECT = 16
+"""Callers with different ids in the open sessions of a project: each is a process in every workspace that uses it."""
+MAX_AGENT_TOOL_NAME_CHARACTERS = 64
+"""``<caller_id>_<name>``: what model providers take."""
+MAX_CALLER_SCHEMA_BYTES = 32 * KIB
+MAX_CALLER_TOOLS_BYTES = 128 * KIB
+"""All tools of one declaration, as compact JSON."""
+MAX_CALLER_CALLS = 32
+"""Calls of one session that wait for their answers at once; other calls of its agent have room beside them."""
+MAX_CALLER_ARGUMENTS_BYTES = 256 * KIB
+MAX_CALLER_RESULT_BYTES = 512 * KIB
+"""As compact JSON; a line to the agent holds 1 MiB."""
+
 # Answers
 RESULT_CHARACTERS = 20_000
 MAX_RESULT_CHARACTERS = 1_000_000
@@ -74,9 +91,11 @@ MAX_PROJECTS = 1_000
 MAX_WORKSPACES_PER_PROJECT = 100
 MAX_OPEN_SESSIONS = 500
 MAX_QUEUED_MESSAGES = 50
-MAX_SCHEDULES = 200
+MAX_SCHEDULES = 1_000
 MAX_SCHEDULE_TARGETS = 50
 RUNS_PER_SCHEDULE = 1_000
+MAX_QUEUED_RUNS = 10
+"""Of one target, with ``overlap_behavior: queue``."""
 AUDIT_DAYS = 90
 MAX_CONNECTIONS = 2_000
 """TCP connections to the API at once."""

@@ -181,16 +181,21 @@ class Scope:
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who calls. ``id`` is the token's, the session's, the schedule's, or ``local`` for the daemon itself."""
+    """Who calls. ``id`` is the token's, the session's, the schedule's, or ``local`` for the daemon itself.
 
-    kind: Literal["token", "session", "schedule", "local"]
+    ``session``: an agent within its own subtree. ``agent``: the same session by its project's ``agent_scope``; ``id``
+    is the session's then, and ``grant`` the token that lends the scope: what goes on by it ends with that token.
+    """
+
+    kind: Literal["token", "session", "agent", "schedule", "local"]
     id: str
     name: str
     scope: Scope
+    grant: str | None = None
 
     def as_json(self) -> Json:
         """The shape used for ``created_by``, ``from`` and ``by``."""
-        return {"kind": self.kind, "id": self.id, "name": self.name}
+        return {"kind": "session" if self.kind == "agent" else self.kind, "id": self.id, "name": self.name}
 
 
 LOCAL = Principal("local", "local", "oubliette", Scope("admin"))
@@ -207,6 +212,10 @@ class TokenRow:
     last_used_at: datetime | None = None
     expires_at: datetime | None = None
     revoked_at: datetime | None = None
+
+
+AGENT_GRANT = "agent_grant"
+"""Where a project's settings (``{"id", "token_id"}``) and a container's spec (the id) hold the loan of agent_scope."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +235,12 @@ class ProjectRow:
     settings: Json = field(default_factory=dict)
     error: Json | None = None
 
+    @property
+    def agent_grant(self) -> str | None:
+        """What its containers are made for when its agents have been lent a scope, whether that still holds or not."""
+        kept: Json | None = self.settings.get(AGENT_GRANT)
+        return str(kept["id"]) if kept else None
+
 
 @dataclass(frozen=True, slots=True)
 class WorkspaceRow:
@@ -239,6 +254,8 @@ class WorkspaceRow:
     source: str | None = None
     forked_from: str | None = None
     error: Json | None = None
+    created_by: Json | None = None
+    """None: made with its project, or before this was written down."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,6 +344,8 @@ class TurnRow:
     agent_message_id: str | None = None
     tree_before: str | None = None
     tree_after: str | None = None
+    results: list[Json] = field(default_factory=list)
+    """What the session has left for its parent, as it was when the turn ended: [{path, bytes}]."""
 
 
 @dataclass(frozen=True, slots=True)

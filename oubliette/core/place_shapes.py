@@ -146,6 +146,8 @@ class Run(Shape):
     status: str | None = None
     reason: str | None = None
     missed_count: int | None = None
+    until: str | None = None
+    until: str | None = None
     session_id: str | None = None
     session: str | None = None
     turn: int | None = None
@@ -170,6 +172,14 @@ class SchedulePause(Shape):
     text: str | None = None
 
 
+class ScheduleNotice(Shape):
+    """What will pause the schedule unless somebody does something: ``token_expires``."""
+
+    reason: str | None = None
+    at: str | None = None
+    text: str | None = None
+
+
 class Schedule(Shape):
     schedule_id: str
     name: str | None = None
@@ -177,6 +187,8 @@ class Schedule(Shape):
     cron_text: str | None = None
     timezone: str | None = None
     message: str | None = None
+    message_truncated: Literal[True] | None = None
+    message_bytes: int | None = None
     enabled: bool | None = None
     paused: SchedulePause | None = None
     overlap_behavior: str | None = None
@@ -194,6 +206,7 @@ class Schedule(Shape):
     next_run_at: str | None = None
     next_runs: list[str] | None = None
     consecutive_failures: int | None = None
+    notice: ScheduleNotice | None = None
     targets: list[ScheduleTarget] | None = None
 
 
@@ -223,3 +236,28 @@ class WorkspaceList(Shape):
 class TokenList(Shape):
     tokens: list[Token] | None = None
     next_cursor: str | None = None
+
+
+class ScheduleList(Shape):
+    schedules: list[Schedule] | None = None
+    next_cursor: str | None = None
+
+
+class RunList(Shape):
+    runs: list[Run] | None = None
+    next_cursor: str | None = None
+
+
+class TriggerResult(Shape):
+    schedule_id: str
+    run_ids: list[str] | None = None
+    runs: list[Run] | None = None
+    deduplicated: bool | None = None
+
+
+class SchedulePreview(Shape):
+    cron_expr: str
+    cron_text: str | None = None
+    timezone: str | None = None
+    next_runs: list[str] | None = None
+    next_runs_local: list[str] | None = None

@@ -93,12 +93,14 @@ def price(usage: ModelUsage, prices: Prices | None, *, cache_write_hour_tokens: 
     return math.ceil(cost - 1e-6), True
 
 
-def worst_case(prices: Prices | None, input_tokens: int, output_tokens: int) -> int:
-    """The most that a request of that size can cost, in micro-USD: nothing cached yet, all of it written to a cache."""
+def worst_case(prices: Prices | None, input_tokens: int, output_tokens: int, *, hour_writes: bool = False) -> int:
+    """The most that a request of that size can cost, in micro-USD: nothing cached yet, all of it written to a cache
+    (``hour_writes``: to be kept for an hour)."""
     if prices is None:
         return 0
     at = prices.at(input_tokens)
-    return math.ceil(input_tokens * max(at.input, at.cache_write or 0) + output_tokens * at.output)
+    write = at.input * HOUR_WRITE_FACTOR if hour_writes else at.cache_write or 0
+    return math.ceil(input_tokens * max(at.input, write) + output_tokens * at.output)
 
 
 def estimate_tokens(characters: int) -> int:

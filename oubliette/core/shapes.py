@@ -108,6 +108,13 @@ class FileChange(Shape):
     removed: int | None = None
 
 
+class ResultFile(Shape):
+    """One file of a session's results folder."""
+
+    path: str
+    bytes: int | None = None
+
+
 class Tool(Shape):
     id: str | None = None
     name: str | None = None
@@ -240,6 +247,7 @@ class Turn(Shape):
     final_text_bytes: int | None = None
     files: list[FileChange] | None = None
     files_truncated: Literal[True] | None = None
+    results: list[ResultFile] | None = None
     usage: Usage | None = None
     error: ErrorInfo | None = None
 
@@ -345,6 +353,7 @@ class WaitSession(Shape):
     final_text_bytes: int | None = None
     files: list[FileChange] | None = None
     files_truncated: Literal[True] | None = None
+    results: list[ResultFile] | None = None
     pending: list[Request] | None = None
     usage: Usage | None = None
     last_index: int | None = None
@@ -373,6 +382,33 @@ class DiffResult(Shape):
     patch: str | None = None
     patch_truncated: Literal[True] | None = None
     patch_bytes: int | None = None
+    next: str | None = None
+
+
+class MergeConflict(Shape):
+    """``kind``: content, both_added, deleted_in_fork, deleted_in_parent, uncommitted, protected, other."""
+
+    path: str
+    kind: str | None = None
+
+
+class MergeResult(Shape):
+    session_id: str
+    merge_id: str | None = None
+    state: str | None = None
+    workspace_id: str | None = None
+    merged: bool | None = None
+    commits: int | None = None
+    base: str | None = None
+    head: str | None = None
+    files: list[FileChange] | None = None
+    files_truncated: Literal[True] | None = None
+    conflicts: list[MergeConflict] | None = None
+    conflicts_truncated: Literal[True] | None = None
+    uncommitted: list[str] | None = None
+    uncommitted_truncated: Literal[True] | None = None
+    error: ErrorInfo | None = None
+    next: str | None = None
 
 
 class TreeNode(Shape):

@@ -11,40 +11,27 @@ import ssl
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 
 import structlog
 import trio
 
 from oubliette.config import Config
-from oubliette.core.limits import MIB
 from oubliette.errors import OublietteError, RequestError
 from oubliette.gateway.http1 import ClientGone, Exchange, Head, Headers, Refused, serve_http
+from oubliette.gateway.lines import Lines
 from oubliette.gateway.metering import Meter
+from oubliette.gateway.places import Place
 from oubliette.gateway.refusals import refusal, refusal_of
 from oubliette.gateway.routes import find_route, wire_of
 from oubliette.gateway.scripted import Scripted
 from oubliette.gateway.serving import Cut, Running, Server
 from oubliette.gateway.upstream import Upstreams
 
-MAX_REQUESTS = 16
-"""Requests at once for each container; one more is told to come back."""
-MAX_BODY_BYTES_AT_ONCE = 64 * MIB
-"""Bodies being read and answered at once for each container: bounds the memory that an agent can make us hold."""
 REMEMBERED_CUTS = 10_000
 SETTLED_SECONDS = 5
 
 log = structlog.get_logger(__name__)
-
-
-@dataclass(slots=True)
-class _Place:
-    """What one container is doing at the gateway."""
-
-    connections: int = 0
-    requests: int = 0
-    body_bytes: int = 0
 
 
 class Gateway:
@@ -59,12 +46,21 @@ class Gateway:
         tls: ssl.SSLContext | None = None,
     ) -> None:
         self._meter = meter
-        self._server = Server(meter, Upstreams(tls=tls), scripted or Scripted())
-        self._places: dict[str, _Place] = {}
+        self._lines = Lines(meter.reserve, meter.release_tree)
+        self._server = Server(meter, self._lines, Upstreams(tls=tls), scripted or Scripted())
+        self._places: dict[str, Place] = {}
         self._running: dict[str, set[Running]] = {}
         self._cut_at: OrderedDict[str, int] = OrderedDict()
         self._clock = 0
         """Counts cuts: a request that began before its session's last cut is cut as well, wherever it was."""
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """A service: keeps the lines of waiting requests."""
+        await self._lines.run(task_status=task_status)
+
+    def budget_changed(self, *, root_id: str | None = None, project_id: str | None = None) -> None:
+        """A limit of a tree or a project is another now: what waits for it looks again."""
+        self._lines.changed(root_id=root_id, project_id=project_id)
 
     async def serve_model(self, stream: trio.abc.Stream, container_id: str) -> None:
         """Serve one connection from that container until it ends. Closes the stream."""
@@ -92,14 +88,15 @@ class Gateway:
             running.cut(reason)
 
     async def settled(self, session_id: str, *, seconds: float = SETTLED_SECONDS) -> None:
-        """Return when every request of the session that is admitted now has its row, and its usage event is written.
+        """Return when every request of the session that is at work now has its row, and its usage event is written.
 
         Waits for no request longer than ``seconds``: one that goes on after its turn is metered when it ends, and its
         usage event then belongs to no turn.
         """
         with trio.move_on_after(seconds):
             for running in list(self._running.get(session_id, ())):
-                await running.settled.wait()
+                if running.ticket is not None and running.ticket.reservation is not None:
+                    await running.settled.wait()
         await self._meter.flush(session_id)
 
     def requests_at_work(self, container_id: str | None = None) -> int:
@@ -108,7 +105,11 @@ class Gateway:
             return self._places[container_id].requests if container_id in self._places else 0
         return sum(place.requests for place in self._places.values())
 
-    async def _handle(self, exchange: Exchange, *, container_id: str, capability: str, place: _Place) -> None:
+    def requests_waiting(self, root_id: str | None = None) -> int:
+        """How many requests wait for their budget, in all or of one tree."""
+        return self._lines.waiting(root_id)
+
+    async def _handle(self, exchange: Exchange, *, container_id: str, capability: str, place: Place) -> None:
         """One request. Every error becomes an answer in the words of the provider that was asked for."""
         head = exchange.head
         wire = wire_of(head.target)
@@ -116,7 +117,7 @@ class Gateway:
             _check_capability(head, capability)
             route = find_route(head.method, head.target)
             _check_content(head)
-            with self._slot(place) as reserve:
+            with place.slot() as slot:
                 began = self._clock
                 running: list[Running] = []
                 try:
@@ -124,7 +125,7 @@ class Gateway:
                         exchange,
                         route,
                         container_id,
-                        reserve=reserve,
+                        slot=slot,
                         admitted=lambda one: self._admitted(one, began, running),
                     )
                 finally:
@@ -162,8 +163,8 @@ class Gateway:
                 del self._running[running.ticket.session_id]
 
     @contextmanager
-    def _connected(self, container_id: str) -> Iterator[_Place]:
-        place = self._places.setdefault(container_id, _Place())
+    def _connected(self, container_id: str) -> Iterator[Place]:
+        place = self._places.setdefault(container_id, Place())
         place.connections += 1
         try:
             yield place
@@ -171,28 +172,6 @@ class Gateway:
             place.connections -= 1
             if not place.connections and self._places.get(container_id) is place:
                 del self._places[container_id]
-
-    @contextmanager
-    def _slot(self, place: _Place) -> Iterator[partial[None]]:
-        """One of the container's requests; gives the function that accounts for its body."""
-        if place.requests >= MAX_REQUESTS:
-            raise RequestError(
-                "rate_limited", f"This container has {MAX_REQUESTS} model requests at work.", retry_after_ms=1000
-            )
-        taken = [0]
-        place.requests += 1
-        try:
-            yield partial(_reserve, place, taken)
-        finally:
-            place.requests -= 1
-            place.body_bytes -= taken[0]
-
-
-def _reserve(place: _Place, taken: list[int], size: int) -> None:
-    if place.body_bytes + size > MAX_BODY_BYTES_AT_ONCE:
-        raise RequestError("rate_limited", "This container sends too much at once.", retry_after_ms=1000)
-    place.body_bytes += size
-    taken[0] += size
 
 
 def _check_capability(head: Head, capability: str) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import partial
 
 import structlog
@@ -10,41 +12,48 @@ import trio
 
 from oubliette import clock
 from oubliette.config import Config
-from oubliette.core.model import (
-    EventType,
-    Json,
-    ModelUsage,
-    NewEvent,
-    ProjectRow,
-    SessionRow,
-    TurnRow,
-    TurnStatus,
-)
+from oubliette.core.budget import Asked, Held, Later, LimitName, decide
+from oubliette.core.model import EventType, Json, ModelUsage, NewEvent, TurnStatus
 from oubliette.core.pricing import estimate_tokens, price, worst_case
 from oubliette.errors import OublietteError, RequestError
+from oubliette.gateway.accounts import accounts
 from oubliette.gateway.models import ResolvedModel, Wire, resolve
+from oubliette.gateway.payer import alias_of, check_allowed, payer, require_open
 from oubliette.gateway.usage import Reported
-from oubliette.store import containers, events, model_requests, projects, sessions, turns
+from oubliette.store import budgets, containers, events, model_requests, sessions, turns
+from oubliette.store.budgets import Reservation
 from oubliette.store.database import Store, Tx
 
 EVENT_SECONDS = 1.0
 """At most one usage event in that time for each session; what comes between is summed up in the next."""
 FINAL_FLUSH_SECONDS = 2.0
 
+Hold = Callable[[Tx, str, Held, datetime], None]
+"""(unit, root, why, when)."""
+Release = Callable[[Tx, str, datetime], None]
+
 log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """How large a request is: tokens that the model will read, and how many it may write (None: not said)."""
+    """How large a request is: tokens that the model will read, and how many it may write (None: not said).
+
+    ``hour_writes``: it asks the provider to keep something of it for an hour, which costs more.
+    """
 
     input_tokens: int
     output_tokens: int | None = None
+    hour_writes: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """An admitted request: who pays for which model. ``worst_case_microusd`` is the most that it can cost."""
+    """An admitted request: who pays for which model. ``worst_case_microusd`` is the most that it can cost.
+
+    ``reservation`` None: nothing is set aside for it yet, and it may not be sent. ``output_tokens`` is the most that it
+    may write, of ``asked_output_tokens``.
+    """
 
     session_id: str
     root_id: str
@@ -53,6 +62,15 @@ class Ticket:
     model: ResolvedModel
     input_estimate: int = 0
     worst_case_microusd: int = 0
+    asked_output_tokens: int = 1
+    output_tokens: int = 1
+    hour_writes: bool = False
+    reservation: int | None = None
+
+    @property
+    def asked(self) -> Asked:
+        """As it is weighed."""
+        return Asked(self.input_estimate, self.asked_output_tokens, self.model.prices, self.hour_writes)
 
 
 @dataclass(slots=True)
@@ -67,11 +85,19 @@ class _Recent:
 class Meter:
     """Admits and settles model requests. ``run`` is its service: it writes the usage events that had to wait."""
 
-    def __init__(self, store: Store, config: Config) -> None:
+    def __init__(self, store: Store, config: Config, *, now: Callable[[], datetime] = clock.now) -> None:
         self._store = store
         self._config = config
+        self._now = now
+        self._hold: Hold = hold_row
+        self._release: Release = release_row
         self._recent: dict[str, _Recent] = {}
         self._wake = trio.Event()
+
+    def tell(self, hold: Hold, release: Release) -> None:
+        """Who is told, in the unit that finds it out, that a tree is held and that it no longer is (for the latter:
+        told often, mostly of trees that were not)."""
+        self._hold, self._release = hold, release
 
     async def capability(self, container_id: str) -> str | None:
         """The secret that the container's inside has to show; None for a container that is gone."""
@@ -95,9 +121,9 @@ class Meter:
         ``not_found`` (no such model, or not on this wire), ``not_ready``.
         """
         named = tuple(name for name in (agent_session_id, parent_agent_session_id) if name)
-        session, turn, project = await self._store.read(partial(_payer, container_id=container_id, named=named))
-        alias = _alias(asked_model, self._config)
-        _check_allowed(alias, session, turn, project)
+        session, turn, project = await self._store.read(partial(payer, container_id=container_id, named=named))
+        alias = alias_of(asked_model, self._config)
+        check_allowed(alias, session, turn, project)
         credential = (project.settings.get("credential_refs") or {}).get("provider")
         model = resolve(self._config, alias, credential=credential)
         if not model.scripted and model.wire is not wire:
@@ -110,15 +136,46 @@ class Meter:
             turn=turn.turn if turn else None,
             model=model,
             input_estimate=estimate.input_tokens,
-            worst_case_microusd=worst_case(model.prices, estimate.input_tokens, output),
+            worst_case_microusd=worst_case(
+                model.prices, estimate.input_tokens, output, hour_writes=estimate.hour_writes
+            ),
+            asked_output_tokens=output,
+            output_tokens=output,
+            hour_writes=estimate.hour_writes,
         )
+
+    async def reserve(self, ticket: Ticket) -> Ticket | Later | Held:
+        """Set the request's worst case aside, in one unit with looking whether it fits: the ticket to send it with
+        (maybe with less output), or why not now. Raises RequestError permission_denied when its session has ended."""
+        return await self._store.write(
+            partial(
+                _reserved,
+                ticket=ticket,
+                config=self._config,
+                at=self._now(),
+                hold=self._hold,
+                release=self._release,
+            )
+        )
+
+    async def give_back(self, ticket: Ticket) -> None:
+        """What was set aside for a request that is not sent after all."""
+        if ticket.reservation is not None:
+            await self._store.write(partial(budgets.unreserve, key=ticket.reservation))
+
+    async def release_tree(self, root_id: str) -> None:
+        """Nothing of that tree waits any more."""
+        release, at = self._release, self._now()
+        await self._store.write(lambda tx: release(tx, root_id, at))
 
     async def settle(self, ticket: Ticket, usage: ModelUsage, error: str | None = None) -> None:
         """Write the request's row, and a usage event now or within EVENT_SECONDS (none for a request that cost nothing
         because it failed)."""
         event = self._event_now(ticket, usage) if error is None or usage.input_tokens or usage.output_tokens else None
         try:
-            await self._store.write(partial(_settled, ticket=ticket, usage=usage, error=error, event=event))
+            await self._store.write(
+                partial(_settled, ticket=ticket, usage=usage, error=error, event=event, at=self._now())
+            )
         except OublietteError:
             if event is not None:
                 self._keep(ticket.session_id, ticket.turn, event)
@@ -138,7 +195,11 @@ class Meter:
             raise
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Write waiting usage events when they are due; the rest when cancelled."""
+        """First settle what a daemon before left at work; then write waiting usage events when they are due, the rest
+        when cancelled."""
+        left = await self._store.write(partial(budgets.settle_left_over, at=self._now()))
+        if left:
+            log.warning("model_requests_of_a_daemon_before", count=left)
         task_status.started()
         try:
             while True:
@@ -220,48 +281,64 @@ def charged(ticket: Ticket, reported: Reported) -> ModelUsage:
     )
 
 
-def _payer(tx: Tx, container_id: str, named: tuple[str, ...]) -> tuple[SessionRow, TurnRow | None, ProjectRow]:
-    container = containers.get(tx, container_id)
-    if container is None:
-        raise RequestError("permission_denied", "This container is no longer there.")
-    place = (container.project_id, container.workspace_id)
-    found = (sessions.by_agent_id(tx, *place, name) for name in named)
-    session = next((one for one in found if one is not None), None)
-    if session is None:
-        session = next((one for one in sessions.open_in_place(tx, *place) if one.ending is None), None)
-    if session is None:
-        raise RequestError("permission_denied", "No session is open here that could pay for a model.")
-    if session.ending is not None or not session.open:
-        raise RequestError("permission_denied", "The session has ended: it may not ask a model any more.")
-    project = projects.get(tx, session.project_id)
-    if project is None:
-        raise RequestError("permission_denied", "The project is no longer there.")
-    return session, turns.running(tx, session.session_id), project
+def _reserved(
+    tx: Tx, ticket: Ticket, config: Config, at: datetime, hold: Hold, release: Release
+) -> Ticket | Later | Held:
+    """Weigh the request, and set its worst case aside where it fits. The tree is held or freed accordingly."""
+    require_open(sessions.get(tx, ticket.session_id))
+    verdict = decide(accounts(tx, config, ticket.root_id, ticket.project_id, at), ticket.asked)
+    if isinstance(verdict, Held):
+        hold(tx, ticket.root_id, verdict, at)
+        return verdict
+    release(tx, ticket.root_id, at)
+    if isinstance(verdict, Later):
+        return verdict
+    cost = ticket.asked.needs(LimitName.TREE_COST, verdict.output_tokens)
+    row = Reservation(
+        session_id=ticket.session_id,
+        root_id=ticket.root_id,
+        project_id=ticket.project_id,
+        turn=ticket.turn,
+        at=at,
+        alias=ticket.model.alias,
+        model=ticket.model.model,
+        provider=ticket.model.provider,
+        input_tokens=ticket.input_estimate,
+        output_tokens=verdict.output_tokens,
+        cost_microusd=cost,
+        read_microusd=ticket.asked.needs(LimitName.TREE_COST, 0),
+        priced=ticket.model.prices is not None,
+    )
+    return replace(
+        ticket,
+        worst_case_microusd=cost,
+        reservation=budgets.reserve(tx, row),
+        output_tokens=verdict.output_tokens,
+    )
 
 
-def _alias(asked: str, config: Config) -> str:
-    """``alias``, or ``model-name@alias``: agents choose prompts and abilities by the real name that stands in front."""
-    if asked in config.models.models:
-        return asked
-    return asked.rpartition("@")[2]
+def hold_row(tx: Tx, root_id: str, held: Held, at: datetime) -> None:
+    """Only the tree's own row: what a meter does that nobody has told more."""
+    budgets.hold(tx, root_id, held.as_json(), at)
 
 
-def _check_allowed(alias: str, session: SessionRow, turn: TurnRow | None, project: ProjectRow) -> None:
-    """The project's allowed models, and what the session itself runs with."""
-    allowed = project.settings.get("allowed_models")
-    own = {session.model, (turn.overrides.get("model") if turn else None)}
-    if allowed and alias not in allowed and alias not in own:
-        raise RequestError("permission_denied", f"This session may not use the model {alias[:80]!r}.")
+def release_row(tx: Tx, root_id: str, at: datetime) -> None:
+    """The reverse of ``hold_row``."""
+    budgets.release(tx, root_id)
 
 
-def _settled(tx: Tx, ticket: Ticket, usage: ModelUsage, error: str | None, event: ModelUsage | None) -> None:
+def _settled(
+    tx: Tx, ticket: Ticket, usage: ModelUsage, error: str | None, event: ModelUsage | None, at: datetime
+) -> None:
+    if ticket.reservation is not None:
+        budgets.unreserve(tx, ticket.reservation)
     model_requests.insert(
         tx,
         session_id=ticket.session_id,
         root_id=ticket.root_id,
         project_id=ticket.project_id,
         turn=ticket.turn,
-        ts=clock.now(),
+        ts=at,
         alias=ticket.model.alias,
         model=ticket.model.model,
         provider=ticket.model.provider,

@@ -97,15 +97,34 @@ def input_estimate(value: Any) -> int:
             if len(current) > 2_000 and _is_media(current):
                 media_tokens += max(MEDIA_TOKENS, len(current) // MEDIA_CHARACTERS_PER_TOKEN)
             else:
-                characters += len(current)
+                characters += _weight(current)
         elif isinstance(current, dict):
-            characters += sum(map(len, current))
+            characters += sum(map(_weight, current))
             waiting.extend(current.values())
         elif isinstance(current, list):
             waiting.extend(current)
         else:
             characters += 4
     return estimate_tokens(characters) + media_tokens
+
+
+def _weight(text: str) -> int:
+    """Characters of a text, those of other scripts as often as they have bytes: a token holds fewer of them."""
+    return len(text) if text.isascii() else len(text.encode("utf-8", "replace"))
+
+
+def keeps_for_an_hour(body: Json) -> bool:
+    """Whether some part of it asks to be kept in the provider's cache for longer than usual."""
+    waiting: list[Any] = [body]
+    while waiting:
+        current = waiting.pop()
+        if isinstance(current, dict):
+            if current.get("ttl") == "1h":
+                return True
+            waiting.extend(current.values())
+        elif isinstance(current, list):
+            waiting.extend(current)
+    return False
 
 
 def _is_media(text: str) -> bool:
@@ -181,3 +200,20 @@ def kept_tools(tools: Any, sanitise: Callable[[Json], Json | None], removed: lis
         else:
             kept.append(clean)
     return kept
+
+
+def settle_tools(
+    out: Json,
+    sanitise: Callable[[Json], Json | None],
+    choice_stays: Callable[[Any, list[Json]], bool],
+    removed: list[str],
+) -> None:
+    """Keep of ``out["tools"]`` what may stay, and with it no choice of a tool that is gone, and nothing without any."""
+    kept = kept_tools(out["tools"], sanitise, removed)
+    if not kept or not choice_stays(out.get("tool_choice"), kept):
+        out.pop("tool_choice", None)
+    if kept:
+        out["tools"] = kept
+    else:
+        del out["tools"]
+        out.pop("parallel_tool_calls", None)

@@ -11,10 +11,10 @@ from oubliette.gateway.rebuild import (
     bounded,
     each,
     is_data_url,
-    kept_tools,
     kind_of,
     known_fields,
     note,
+    settle_tools,
     with_parts,
     words,
 )
@@ -47,14 +47,7 @@ def rebuild(body: Json, model: ResolvedModel) -> Rebuilt:
             body.get("messages"), lambda message: with_parts(message, "content", lambda part: _part(part, removed))
         )
     if "tools" in out:
-        out["tools"] = kept_tools(
-            body["tools"], lambda tool: tool if hosted or kind_of(tool) == "function" else None, removed
-        )
-        if not out["tools"] or not _choice_stays(out.get("tool_choice"), out["tools"]):
-            out.pop("tool_choice", None)
-        if not out["tools"]:
-            del out["tools"]
-            out.pop("parallel_tool_calls", None)
+        settle_tools(out, lambda tool: tool if hosted or kind_of(tool) == "function" else None, _choice_stays, removed)
     return Rebuilt(out, out["stream"], removed)
 
 

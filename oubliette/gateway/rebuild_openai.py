@@ -11,11 +11,11 @@ from oubliette.gateway.rebuild import (
     bounded,
     each,
     is_data_url,
-    kept_tools,
     kind_of,
     known_fields,
     note,
     refuse_stored,
+    settle_tools,
     with_parts,
     words,
 )
@@ -47,14 +47,12 @@ def rebuild(body: Json, model: ResolvedModel) -> Rebuilt:
         asked = out["include"] if isinstance(out["include"], list) else []
         out["include"] = [name for name in asked if isinstance(name, str) and name in _INCLUDES]
     if "tools" in out:
-        out["tools"] = kept_tools(
-            body["tools"], lambda tool: tool if hosted or kind_of(tool) in _TOOLS else None, removed
+        settle_tools(
+            out,
+            lambda tool: tool if hosted or kind_of(tool) in _TOOLS else None,
+            lambda choice, kept: hosted or _choice_stays(choice, kept),
+            removed,
         )
-        if not out["tools"] or not (hosted or _choice_stays(out.get("tool_choice"), out["tools"])):
-            out.pop("tool_choice", None)
-        if not out["tools"]:
-            del out["tools"]
-            out.pop("parallel_tool_calls", None)
     return Rebuilt(out, out["stream"], removed)
 
 

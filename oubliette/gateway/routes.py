@@ -56,6 +56,10 @@ class Route:
                 return value
         return None
 
+    def streams(self, body: Json) -> bool:
+        """Whether the answer is to come as events."""
+        return bool(self.streaming) if self.wire is Wire.GOOGLE else body.get("stream") is True
+
     def rebuild(self, body: Json, model: ResolvedModel) -> Rebuilt:
         """The request as it goes to the provider."""
         match self.wire:

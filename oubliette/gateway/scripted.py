@@ -24,7 +24,7 @@ MAX_QUOTE = 20_000
 REMEMBERED_STEPS = 1_000
 
 DIRECTIVES = words(
-    "say reason tool tools tools? stream delay usage fail cut repeat echo-last-tool recall images system settings"
+    "say reason tool tools tools? stream delay usage fail cut repeat echo-last-tool quote recall images system settings"
 )
 _LINE = re.compile(r"^[ \t]*@([a-z][a-z-]*\??)(?:[ \t]+(.*?))?[ \t]*$")
 
@@ -259,6 +259,9 @@ def _quoted(name: str, argument: str, conversation: Conversation) -> str:
             results = [result for one in conversation.said for result in one.results]
             most = int(_number(name, argument)) if argument else MAX_QUOTE
             return results[-1][: min(most, MAX_QUOTE)] if results else "(there is no tool result)"
+        case "quote":
+            results = [result for one in conversation.said for result in one.results]
+            return quoted_fields(results[-1] if results else "", argument.split())[:MAX_QUOTE]
         case "recall":
             prompts = [" ".join(one.texts) for one in conversation.said if _is_prompt(one)]
             number = int(_number(name, argument or "1"))
@@ -277,6 +280,34 @@ def _quoted(name: str, argument: str, conversation: Conversation) -> str:
             return json.dumps(conversation.settings, sort_keys=True)[:MAX_QUOTE]
         case _:
             return "tools: " + ", ".join(conversation.tools)
+
+
+def quoted_fields(result: str, paths: list[str]) -> str:
+    """A line for each object of a JSON text that has the first of ``paths``: what it has at all of them."""
+    if not paths:
+        raise RequestError("invalid_argument", "@quote takes the names of fields, such as final_text")
+    try:
+        value: object = json.loads(result)
+    except (ValueError, RecursionError):
+        return "(the last tool result is not JSON)"
+    lines = []
+    waiting = [value]
+    while waiting:
+        one = waiting.pop(0)
+        if isinstance(one, dict):
+            if _at(one, paths[0]):
+                lines.append("- " + ": ".join(filter(None, (_at(one, path) for path in paths))))
+            waiting += one.values()
+        elif isinstance(one, list):
+            waiting += one
+    return "\n".join(lines) or f"(the last tool result has no {paths[0]})"
+
+
+def _at(value: object, path: str) -> str:
+    """What is at ``a.b.c`` inside; empty when there is nothing."""
+    for name in path.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    return value.strip() if isinstance(value, str) else "" if value is None else json.dumps(value)
 
 
 def _system(argument: str, system: str) -> str:

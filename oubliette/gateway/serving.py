@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import structlog
 import trio
 
 from oubliette.core.model import ModelUsage
 from oubliette.errors import RequestError
+from oubliette.gateway.answer import Answer
 from oubliette.gateway.headers import downstream_headers, upstream_headers
 from oubliette.gateway.http1 import ClientGone, Exchange
+from oubliette.gateway.lines import Lines
 from oubliette.gateway.metering import Estimate, Meter, Ticket, charged
-from oubliette.gateway.rebuild import Rebuilt, input_estimate, parse_object
+from oubliette.gateway.models import ResolvedModel
+from oubliette.gateway.places import Slot
+from oubliette.gateway.rebuild import Rebuilt, input_estimate, keeps_for_an_hour, parse_object
 from oubliette.gateway.redaction import SecretFilter, without_keys
 from oubliette.gateway.routes import Route
 from oubliette.gateway.scripted import Scripted
@@ -35,7 +39,10 @@ class Cut(Exception):
 
 @dataclass(slots=True, eq=False)
 class Running:
-    """A request at work. ``cut`` ends it from outside; ``settled`` is set when its row is written."""
+    """A request at work. ``cut`` ends it from outside; ``settled`` is set when its row is written.
+
+    ``ticket`` has no reservation while the request waits for its budget.
+    """
 
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     settled: trio.Event = field(default_factory=trio.Event)
@@ -59,6 +66,7 @@ class Server:
     """Serves requests of containers whose capability has been checked."""
 
     meter: Meter
+    lines: Lines
     upstreams: Upstreams
     scripted: Scripted
 
@@ -68,18 +76,19 @@ class Server:
         route: Route,
         container_id: str,
         *,
-        reserve: Callable[[int], None],
+        slot: Slot,
         admitted: Callable[[Running], None],
     ) -> None:
-        """Read, admit, ask, pass on, settle.
+        """Read, admit, wait until it fits into the budget, ask, pass on, settle.
 
         ``admitted`` is told about the request once its session is known, and may raise. Raises RequestError while
         nothing has been answered, Cut afterwards; ClientGone and Refused go through.
         """
-        raw = await exchange.read_body(reserve=reserve)
+        raw = await exchange.read_body(reserve=slot.take_bytes)
         body = await trio.to_thread.run_sync(parse_object, raw) if len(raw) > THREAD_BYTES else parse_object(raw)
         del raw
         running = Running()
+        answer = Answer(exchange, route.wire, streaming=route.streams(body))
         failure: Exception | None = None
         try:
             async with trio.open_nursery() as nursery:
@@ -91,19 +100,22 @@ class Server:
                         exchange.head.get("x-session-id"),
                         route.wire,
                         route.asked_model(body),
-                        Estimate(input_estimate(body), route.asked_output(body)),
+                        Estimate(input_estimate(body), route.asked_output(body), keeps_for_an_hour(body)),
                         parent_agent_session_id=exchange.head.get("x-parent-session-id"),
                     )
                     running.ticket = ticket
                     admitted(running)
-                    rebuilt = route.rebuild(body, ticket.model)
+                    nursery.start_soon(answer.keep_alive, lambda: running.cut("client gone"))
+                    running.ticket = ticket = await self._fitting(ticket, slot)
+                    await answer.waited()
+                    rebuilt = route.rebuild(body, _bounded(ticket))
                     del body
                     if rebuilt.removed:
                         log.info("model_request_rebuilt", alias=ticket.model.alias, removed=rebuilt.removed[:20])
                     if ticket.model.scripted:
-                        await self._ask_script(exchange, route, rebuilt, running, ticket)
+                        await self._ask_script(answer, route, rebuilt, running, ticket)
                     else:
-                        await self._ask_provider(exchange, route, rebuilt, running, ticket)
+                        await self._ask_provider(exchange, answer, route, rebuilt, running, ticket)
                 except (RequestError, Cut, UpstreamCut, ClientGone) as error:
                     running.error = running.error or str(error) or type(error).__name__
                     failure = error
@@ -119,14 +131,28 @@ class Server:
             failure = RequestError("cancelled", f"The request was ended: {running.reason}.")
         if failure is None:
             return
+        if answer.waiting and isinstance(failure, RequestError):
+            await answer.refuse_waiting(failure)
+            return
         if exchange.started and not isinstance(failure, ClientGone):
             raise Cut(str(failure)) from failure
         raise failure
 
+    async def _fitting(self, ticket: Ticket, slot: Slot) -> Ticket:
+        """The ticket once its worst case is set aside. While it waits it takes nobody's place."""
+        reserved = await self.lines.through(ticket, slot.park)
+        try:
+            await slot.unpark()
+        except BaseException:
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + SETTLE_SECONDS):
+                await self.meter.give_back(reserved)
+            raise
+        return reserved
+
     async def _settle(self, running: Running) -> None:
         """Write what it came to. A request that no provider has accepted costs nothing."""
         try:
-            if running.ticket is not None:
+            if running.ticket is not None and running.ticket.reservation is not None:
                 error = running.error or running.reason
                 usage = ModelUsage(requests=1)
                 if running.reader is not None:
@@ -134,6 +160,7 @@ class Server:
                     usage = charged(running.ticket, reported)
                     error = error or reported.error
                 await self.meter.settle(running.ticket, usage, error)
+                self.lines.changed(root_id=running.ticket.root_id, project_id=running.ticket.project_id)
                 log.debug(
                     "model_request",
                     session_id=running.ticket.session_id,
@@ -145,35 +172,35 @@ class Server:
             running.settled.set()
 
     async def _ask_provider(
-        self, exchange: Exchange, route: Route, rebuilt: Rebuilt, running: Running, ticket: Ticket
+        self, exchange: Exchange, answer: Answer, route: Route, rebuilt: Rebuilt, running: Running, ticket: Ticket
     ) -> None:
         model = ticket.model
         url = model.base_url + route.upstream_path(model, streaming=rebuilt.streaming)
         headers = upstream_headers(model, exchange.head, streaming=rebuilt.streaming, user_agent=USER_AGENT)
-        async with self.upstreams.post(url, headers, rebuilt.encode(), alias=model.alias) as answer:
+        async with self.upstreams.post(url, headers, rebuilt.encode(), alias=model.alias) as upstream:
             secrets = [
                 secret for secret in (model.api_key, *model.extra_headers.values()) if secret and len(secret) > 7
             ]
-            if not 200 <= answer.status < 300:
-                running.error = f"HTTP {answer.status}"
-                body = without_keys(await answer.error_body(), secrets)
-                passed = downstream_headers(answer.headers)
-                await exchange.answer(answer.status, passed, body)
+            if not 200 <= upstream.status < 300:
+                running.error = f"HTTP {upstream.status}"
+                body = without_keys(await upstream.error_body(), secrets)
+                passed = downstream_headers(upstream.headers)
+                await answer.refuse(upstream.status, passed, body)
                 return
-            streamed = "text/event-stream" in answer.headers.get("content-type", "")
+            streamed = "text/event-stream" in upstream.headers.get("content-type", "")
             running.reader = route.usage(streaming=streamed)
             key_filter = SecretFilter(model.api_key)
-            await exchange.start(200, downstream_headers(answer.headers))
-            while piece := await answer.receive():
-                await exchange.send(key_filter.feed(piece))
+            await answer.start(downstream_headers(upstream.headers))
+            while piece := await upstream.receive():
+                await answer.send(key_filter.feed(piece))
                 running.reader.feed(piece)
-            await exchange.send(key_filter.finish())
-            await exchange.finish()
+            await answer.send(key_filter.finish())
+            await answer.finish()
             if key_filter.found:
                 log.warning("key_in_model_answer", alias=model.alias)
 
     async def _ask_script(
-        self, exchange: Exchange, route: Route, rebuilt: Rebuilt, running: Running, ticket: Ticket
+        self, answer: Answer, route: Route, rebuilt: Rebuilt, running: Running, ticket: Ticket
     ) -> None:
         """The built-in model answers on the wire that it was asked on."""
         scripted = reply(
@@ -186,15 +213,23 @@ class Server:
         )
         if scripted.status != 200:
             running.error = f"HTTP {scripted.status}"
-            await exchange.answer(scripted.status, scripted.headers, b"".join(piece.data for piece in scripted.pieces))
+            await answer.refuse(scripted.status, scripted.headers, b"".join(piece.data for piece in scripted.pieces))
             return
         running.reader = route.usage(streaming=rebuilt.streaming)
-        await exchange.start(200, scripted.headers)
+        await answer.start(scripted.headers)
         for piece in scripted.pieces:
             if piece.cut:
                 raise Cut("the script cuts the stream")
             if piece.pause_seconds:
                 await trio.sleep(piece.pause_seconds)
-            await exchange.send(piece.data)
+            await answer.send(piece.data)
             running.reader.feed(piece.data)
-        await exchange.finish()
+        await answer.finish()
+
+
+def _bounded(ticket: Ticket) -> ResolvedModel:
+    """The model with the output that was set aside for this request. Where the whole of it fits nothing is bounded
+    that was not before: some servers refuse a limit that nobody asked for."""
+    if ticket.output_tokens >= ticket.asked_output_tokens:
+        return ticket.model
+    return replace(ticket.model, max_output_tokens=ticket.output_tokens, output_cap=ticket.output_tokens)

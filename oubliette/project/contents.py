@@ -6,12 +6,13 @@ Everything here happens before an agent has touched the tree, and can be done ag
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+import structlog
 import trio
 
 from oubliette.config import Config
@@ -20,14 +21,20 @@ from oubliette.errors import OublietteError, RequestError
 from oubliette.home import Home
 from oubliette.project import files
 from oubliette.project.clone import GitCredential, clone, init_repository
-from oubliette.project.copy import copy_tree
+from oubliette.project.copy import copy_tree, is_git_lock
 from oubliette.project.remote import Remote, check_remote
-from oubliette.project.walk import Bounds
+from oubliette.project.walk import Bounds, TreeChangedError
+
+log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 
 LEAVE_SECONDS = 10.0
 """How long a thread that was told to stop may take to leave the tree."""
+
+FORK_ATTEMPTS = 5
+COPIES_AT_ONCE = 4
+"""Agents make copies too: those of one project must not take every thread there is."""
 
 DELETE_SLICE_SECONDS = 1.0
 """How long a deletion may keep its thread before a cancel is heard."""
@@ -44,6 +51,7 @@ class Trees:
     home: Home
     owner: int | None
     host_env: Mapping[str, str]
+    copying: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(COPIES_AT_ONCE))
 
     async def fill(self, project: ProjectRow, workspace: WorkspaceRow) -> None:
         """Make the workspace's directory with what it begins with, from whatever an earlier attempt has left.
@@ -61,8 +69,7 @@ class Trees:
         await _in_thread(partial(files.make_directory, target))
         template = self.config.defaults.project.template
         if workspace.forked_from is not None:
-            source = self.home.workspace_dir(project.project_id, workspace.forked_from)
-            await self._copy(source, target, self.owner)
+            await self._fork(self.home.workspace_dir(project.project_id, workspace.forked_from), target)
             return
         if project.remote_url is not None:
             remote = check_remote(project.remote_url, self.config.git)
@@ -84,10 +91,38 @@ class Trees:
             bounds = Bounds(entries=20_000_000, seconds=1800)
             await _in_thread(partial(files.give, target, self.owner, bounds), bounds)
 
-    async def _copy(self, source: Path, target: Path, owner: int | None) -> None:
+    async def _fork(self, source: Path, target: Path) -> None:
+        """Copy a tree in which agents work meanwhile: when a directory was moved from under the copy, once more."""
+        for _ in range(FORK_ATTEMPTS):
+            try:
+                await self._copy(source, target, self.owner, is_git_lock)
+            except TreeChangedError:
+                await _delete(target)
+            else:
+                return
+        raise RequestError(
+            "conflict",
+            "The workspace was changed all the time while it was copied.",
+            hint="Fork it again when nothing moves directories in it.",
+            retryable=True,
+        )
+
+    async def _copy(
+        self,
+        source: Path,
+        target: Path,
+        owner: int | None,
+        leave_out: Callable[[Sequence[str], str], bool] = lambda _path, _name: False,
+    ) -> None:
         max_bytes = self.config.defaults.container.disk_bytes
-        bounds = Bounds(entries=5_000_000, seconds=900)
-        await _in_thread(partial(copy_tree, source, target, max_bytes=max_bytes, owner=owner, bounds=bounds), bounds)
+        async with self.copying:
+            bounds = Bounds(entries=5_000_000, seconds=900)
+            copy = partial(
+                copy_tree, source, target, max_bytes=max_bytes, owner=owner, bounds=bounds, leave_out=leave_out
+            )
+            copied = await _in_thread(copy, bounds)
+        if copied.skipped:
+            log.info("a copy left out what is no file, cannot be read or locks a repository", skipped=copied.skipped)
 
     def _making(self, project_id: str, workspace_id: str) -> Path:
         """Where a workspace is made: where the workspaces of a project share one container, that could otherwise reach

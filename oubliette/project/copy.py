@@ -10,6 +10,7 @@ import errno
 import fcntl
 import os
 import stat
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,12 +35,20 @@ class Copied:
 
 
 def copy_tree(
-    source: Path, target: Path, *, max_bytes: int, owner: int | None = None, bounds: Bounds | None = None
+    source: Path,
+    target: Path,
+    *,
+    max_bytes: int,
+    owner: int | None = None,
+    bounds: Bounds | None = None,
+    leave_out: Callable[[Sequence[str], str], bool] = lambda _path, _name: False,
 ) -> Copied:
     """Copy what is in ``source`` into the empty directory ``target`` (made when absent), which nobody else writes yet.
 
-    ``owner`` is the uid and gid of everything made; needs root. Raises RequestError too_large when it is more than
-    ``max_bytes`` or than the bounds allow, OSError; what was made so far is the caller's to delete.
+    ``owner`` is the uid and gid of everything made; needs root. ``leave_out(path, name)``: files that are not copied.
+
+    Raises RequestError too_large when it is more than ``max_bytes`` or than the bounds allow, OSError; what was made so
+    far is the caller's to delete.
     """
     bounds = bounds or Bounds(entries=5_000_000, seconds=900)
     copied = Copied()
@@ -48,7 +57,9 @@ def copy_tree(
         here = os.dup(top)
         try:
             for event in walk(root, bounds):
-                if isinstance(event, Found):
+                if isinstance(event, Found) and leave_out(event.path, event.name):
+                    copied.skipped += 1
+                elif isinstance(event, Found):
                     _copy_entry(event, here, copied, max_bytes, owner, bounds)
                 elif isinstance(event, Left):
                     os.fchmod(here, stat.S_IMODE(event.status.st_mode) & 0o777 | 0o700)
@@ -67,6 +78,12 @@ def copy_tree(
     if bounds.exhausted:
         raise RequestError("too_large", "The workspace holds too many files to copy.")
     return copied
+
+
+def is_git_lock(path: Sequence[str], name: str) -> bool:
+    """What a git command that runs at the moment holds: copied, it would lock the copy for ever. (No ref may be called
+    so.)"""
+    return name.endswith(".lock") and ".git" in path
 
 
 def _replaced(old: int, new: int) -> int:

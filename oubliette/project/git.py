@@ -35,7 +35,7 @@ _BIG_FILE_MIB = 64
 _TREE = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _CHANGES = {"A": "added", "D": "deleted", "M": "modified", "T": "modified"}
 
-_ENV = {
+GIT_ENV = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "HOME": "/nonexistent",
     "LC_ALL": "C",
@@ -183,7 +183,7 @@ class Snapshots:
     ) -> ExecResult:
         result = await self._run(
             ["sh", "-c", script, "sh", *args],
-            env=_ENV,
+            env=GIT_ENV,
             cwd="/",
             timeout_seconds=timeout_seconds,
             max_output_bytes=max_output_bytes,

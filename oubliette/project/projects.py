@@ -19,13 +19,14 @@ from oubliette.core.access import no_such
 from oubliette.core.model import Json, PlaceState, Principal, ProjectRow, WorkspaceRow
 from oubliette.errors import OublietteError, RequestError
 from oubliette.home import Home
+from oubliette.project import grants
 from oubliette.project.background import Background
 from oubliette.project.contents import Trees, failure
 from oubliette.project.remote import check_branch, check_remote
-from oubliette.project.settings import FIXED, check_settings, guarded_keys, merged, secrets_of
+from oubliette.project.settings import FIXED, check_prices, check_settings, guarded_keys, merged, secrets_of
 from oubliette.project.views import DescribeContainer, Views, describe_row
 from oubliette.project.workspaces import BUSY_STATES, RemoveContainers, Workspaces
-from oubliette.store import projects, sessions, workspaces
+from oubliette.store import projects, schedules, sessions, workspaces
 from oubliette.store.database import Store, Tx
 
 log = structlog.get_logger(__name__)
@@ -57,6 +58,8 @@ class Neighbours:
     """(project_id, workspace_id): bring its container up; failures show on the container, not here."""
     hide: Callable[[str], None]
     """Teach the log a secret."""
+    renew_containers: Callable[[str], None] = lambda _project_id: None
+    """(project_id): containers that were made for another ``agent_scope`` are made anew once nobody works in them."""
     describe_container: DescribeContainer = describe_row
 
 
@@ -115,6 +118,7 @@ class Projects:
                 raise RequestError("invalid_argument", "branch needs a remote_url.", field="branch")
             check_branch(args.branch)
         self._check_guarded(principal, {}, settings)
+        check_prices(self._config, settings)
         if not args.init_git:
             settings["init_git"] = False
         at = self._now()
@@ -132,7 +136,8 @@ class Projects:
             settings=settings,
         )
         self._hide(settings)
-        await self._store.write(partial(_insert, row=row))
+        unit = partial(_insert, row=row, principal=principal, random_hex=clock.fresh_hex(grants.FRESH_HEX))
+        row = await self._store.write(unit)
         self._background.start(row.project_id, partial(self._prepare, row.project_id))
         return row
 
@@ -211,7 +216,7 @@ class Projects:
         description: str | None = None,
         settings: Mapping[str, Any] | None = None,
     ) -> ProjectRow:
-        """Change what is given; a setting that is None goes back to its default.
+        """Change what is given; a setting that is None goes back to its default, an empty description is none.
 
         Raises RequestError: not_found, invalid_argument, permission_denied (guarded keys), conflict (being deleted).
         """
@@ -225,8 +230,9 @@ class Projects:
         if description is not None:
             fields["description"] = _description(description)
         self._hide(changes)
+        random_hex = clock.fresh_hex(grants.FRESH_HEX)
 
-        def unit(tx: Tx) -> ProjectRow:
+        def unit(tx: Tx) -> tuple[ProjectRow, bool]:
             row = projects.get(tx, project_id)
             if row is None:
                 raise no_such("project")
@@ -234,10 +240,18 @@ class Projects:
                 raise RequestError("conflict", "The project is being deleted.")
             new = merged(row.settings, changes)
             self._check_guarded(principal, row.settings, new)
-            projects.update(tx, project_id, settings=new, **fields)
-            return replace(row, settings=new, **fields)
+            if {"limits", "model", "allowed_models"} & set(changes):
+                check_prices(self._config, new)
+            before, row = row.agent_grant, replace(row, settings=new, **fields)
+            if grants.SETTING in changes:
+                row = grants.lent(tx, principal, row, self._now(), random_hex)
+            projects.update(tx, project_id, settings=row.settings, **fields)
+            return row, row.agent_grant not in (None, before)
 
-        return await self._store.write(unit)
+        row, wider = await self._store.write(unit)
+        if wider:
+            self._neighbours.renew_containers(project_id)
+        return row
 
     def _check_guarded(self, principal: Principal, old: Json, new: Json) -> None:
         changed = guarded_keys(self._config, old, new)
@@ -285,7 +299,7 @@ class Projects:
                 )
             )
             return
-        await self._store.write(partial(projects.delete, project_id=project_id))
+        await self._store.write(partial(_forget, project_id=project_id, at=self._now()))
 
 
 def _name(name: str) -> str:
@@ -300,7 +314,8 @@ def _description(text: str | None) -> str | None:
     return text or None
 
 
-def _insert(tx: Tx, row: ProjectRow) -> None:
+def _insert(tx: Tx, row: ProjectRow, principal: Principal, random_hex: str) -> ProjectRow:
+    row = grants.lent(tx, principal, row, row.created_at, random_hex)
     projects.insert(tx, row)
     workspaces.insert(
         tx,
@@ -312,6 +327,7 @@ def _insert(tx: Tx, row: ProjectRow) -> None:
             created_at=row.created_at,
         ),
     )
+    return row
 
 
 def _follow_default(tx: Tx, project_id: str, at: datetime) -> PlaceState | None:
@@ -340,7 +356,15 @@ def _begin_delete(tx: Tx, project_id: str, force: bool, at: datetime) -> Project
             candidates=[session.session_id for session in live],
         )
     projects.set_state(tx, project_id, PlaceState.DELETING, None, at)
+    schedules.project_deleted(tx, project_id, at)
     return replace(row, state=PlaceState.DELETING, error=None, updated_at=at)
+
+
+def _forget(tx: Tx, project_id: str, at: datetime) -> None:
+    row = projects.get(tx, project_id)
+    if row is not None:
+        grants.end(tx, row, at)
+    projects.delete(tx, project_id)
 
 
 def _unfinished(tx: Tx) -> tuple[Sequence[ProjectRow], Sequence[WorkspaceRow], set[str]]:

@@ -6,10 +6,8 @@ public unless the config says otherwise, and are connected to at the address tha
 
 from __future__ import annotations
 
-import ipaddress
 import re
 import socket
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
@@ -17,6 +15,7 @@ from urllib.parse import SplitResult, urlsplit
 import trio
 
 from oubliette.config.server import Git
+from oubliette.core.addresses import all_public
 from oubliette.core.limits import MAX_URL_CHARACTERS
 from oubliette.errors import RequestError
 
@@ -102,24 +101,6 @@ async def addresses_of(remote: Remote, rules: Git) -> list[str]:
     if not rules.allow_private_hosts and not all_public(addresses):
         raise _private(remote.host)
     return addresses
-
-
-def all_public(addresses: Iterable[str]) -> bool:
-    """Whether none of them is of this machine, a private network, multicast or reserved."""
-    return all(_is_public(ipaddress.ip_address(address.partition("%")[0])) for address in addresses)
-
-
-def _is_public(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
-    if isinstance(address, ipaddress.IPv6Address):
-        inner = address.ipv4_mapped or address.sixtofour or (address.teredo[1] if address.teredo else None)
-        if inner is not None:
-            return _is_public(inner)
-        if address in _NAT64:
-            return _is_public(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
-    return address.is_global and not address.is_multicast
-
-
-_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
 def _is_private_name(host: str) -> bool:

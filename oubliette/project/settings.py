@@ -45,6 +45,9 @@ GUARDED = frozenset(
 )
 """SECURITY "Guarded project keys": only an admin sets them. ``limits`` joins them when above the config's defaults."""
 
+OWN_SCOPES = frozenset({"none", "project", "project:ro"})
+"""Values of ``agent_scope`` that name no project: nothing, and the project itself."""
+
 FIXED = frozenset({"workspace_isolation"})
 """Chosen at create, for good."""
 
@@ -87,6 +90,22 @@ def guarded_keys(config: Config, old: Json, new: Json) -> list[str]:
         if value != before.get(name) and default is not None and value > default:
             changed.append(f"limits.{name}")
     return changed
+
+
+def check_prices(config: Config, settings: Json) -> None:
+    """A project that says what its sessions may cost needs models whose price is known: its own and those that it
+    allows. Raises RequestError invalid_argument naming the key that says the price."""
+    own: Json = settings.get("limits") or {}
+    said = [name for name in ("max_cost_usd", "max_cost_usd_per_day") if own.get(name) is not None]
+    models = [settings.get("model") or config.default_model(), *(settings.get("allowed_models") or ())]
+    unknown = [alias for alias in models if alias is not None and not config.has_price(alias)]
+    if said and unknown:
+        raise _wrong(
+            f"limits.{said[0]}",
+            f"cannot be kept: the price of the model {unknown[0]!r} is not known",
+            f'Add "cost": {{"input": …, "output": …}} (USD per million tokens) to models.models.{unknown[0]} in the '
+            "config, or limit tokens with max_tokens_per_session.",
+        )
 
 
 def effective_limits(config: Config, settings: Json) -> Json:
@@ -247,14 +266,15 @@ def _permissions(_config: Config, key: str, value: Any) -> Json:
 
 
 def _agent_scope(_config: Config, key: str, value: Any) -> str:
-    if value == "none":
-        return "none"
+    if value in OWN_SCOPES:
+        return str(value)
     if not isinstance(value, str):
         raise _wrong(key, "must be none or a scope")
     try:
         return str(parse_scope(value))
     except RequestError as error:
-        raise _wrong(key, "must be none or a scope", error.hint) from error
+        hint = "One of: none, project:ro, project (its own), or what a token may have."
+        raise _wrong(key, "must be none or a scope", hint) from error
 
 
 _CHECKS: Mapping[str, Any] = {

@@ -10,6 +10,7 @@ from oubliette.config import Config
 from oubliette.core import access
 from oubliette.core.model import ContainerRow, Json, Principal, ProjectRow, WorkspaceRow, rfc3339
 from oubliette.home import Home
+from oubliette.project import grants
 from oubliette.project.settings import effective_limits, masked_servers
 from oubliette.store import containers, model_requests, projects, workspaces
 from oubliette.store.database import Tx
@@ -78,7 +79,7 @@ class Views:
                 github=refs.get("github"),
                 github_token_set=bool(settings.get("github_token")),
             ),
-            agent_scope=settings.get("agent_scope", "none"),
+            agent_scope=settings.get("agent_scope", "none") if grants.of_project(tx, row, self.now()) else "none",
             limits=effective_limits(self.config, settings),
             usage=model_requests.project_usage(tx, row.project_id).as_json(),
             usage_today=model_requests.project_usage(tx, row.project_id, midnight).as_json(),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
@@ -14,12 +14,12 @@ import structlog
 import trio
 
 from oubliette.core.access import no_such
-from oubliette.core.model import Json, PlaceState, Principal, ProjectRow, WorkspaceRow
+from oubliette.core.model import Json, PlaceState, Principal, ProjectRow, SessionRow, WorkspaceRow
 from oubliette.errors import OublietteError, RequestError
-from oubliette.project import files
+from oubliette.project import files, results, tree_facts
 from oubliette.project.background import Background
 from oubliette.project.contents import Trees, failure
-from oubliette.store import projects, sessions, workspaces
+from oubliette.store import projects, schedules, sessions, workspaces
 from oubliette.store.database import Store, Tx
 
 log = structlog.get_logger(__name__)
@@ -29,6 +29,10 @@ RemoveContainers = Callable[[str, str | None], Awaitable[None]]
 
 BUSY_STATES = [PlaceState.PREPARING, PlaceState.CLONING, PlaceState.DELETING]
 MAX_READ_BYTES = 1 << 20
+LOOKS_AT_ONCE = 4
+"""Threads that read agents' trees for callers: a few slow trees keep these waiting, and nobody else."""
+SHARED = "shared"
+"""The key of the state of a container that all workspaces of a project share (container.layout has the same)."""
 
 
 class Workspaces:
@@ -47,6 +51,7 @@ class Workspaces:
         self._background = background
         self._remove_containers = remove_containers
         self._now = now
+        self._looking = trio.CapacityLimiter(LOOKS_AT_ONCE)
 
     async def create(
         self,
@@ -70,10 +75,15 @@ class Workspaces:
             external_id=external_id,
             source=source,
             forked_from=from_workspace,
+            created_by=principal.as_json(),
         )
-        row = await self._store.write(partial(_insert, row=row))
-        self._background.start(row.workspace_id, partial(self.prepare, row.workspace_id))
+        row = await self._store.write(partial(insert_new, row=row))
+        self.begin(row.workspace_id)
         return row
+
+    def begin(self, workspace_id: str) -> None:
+        """Prepare a workspace whose row somebody has just written, behind his back: no checkpoint."""
+        self._background.start(workspace_id, partial(self.prepare, workspace_id))
 
     async def get(self, workspace_id: str) -> WorkspaceRow:
         """Raises RequestError not_found."""
@@ -95,7 +105,7 @@ class Workspaces:
 
         Its sessions stay, as history. Raises RequestError.
         """
-        row = await self._store.write(partial(_begin_delete, workspace_id=workspace_id))
+        row = await self._store.write(partial(_begin_delete, workspace_id=workspace_id, at=self._now()))
         self._background.start(workspace_id, partial(self._finish_delete, row), instead=True)
         return row
 
@@ -109,19 +119,44 @@ class Workspaces:
         Raises RequestError.
         """
         root = self._root(row)
-        content = await trio.to_thread.run_sync(files.read, root, path, min(max_bytes, MAX_READ_BYTES))
-        shown: Json = {"workspace_id": row.workspace_id, "path": path, "size_bytes": content.size_bytes}
-        text = _as_text(content.data, cut=content.truncated)
-        name = "base64" if text is None else "text"
-        shown[name] = base64.b64encode(content.data).decode() if text is None else text
-        if content.truncated:
-            shown |= {f"{name}_truncated": True, f"{name}_bytes": content.size_bytes}
-        return shown
+        content = await trio.to_thread.run_sync(
+            files.read, root, path, min(max_bytes, MAX_READ_BYTES), limiter=self._looking
+        )
+        return _shown(content, {"workspace_id": row.workspace_id, "path": path})
+
+    async def read_result(self, session: SessionRow, path: str, max_bytes: int = MAX_READ_BYTES) -> Json:
+        """``read`` of a file that a session has left in its results folder; ``path`` as ``session wait`` lists it.
+
+        Raises RequestError.
+        """
+        state = await self._state_dir(session)
+        content = await trio.to_thread.run_sync(
+            results.read_result,
+            state,
+            session.session_id,
+            path,
+            min(max_bytes, MAX_READ_BYTES),
+            limiter=self._looking,
+        )
+        return _shown(content, {"session_id": session.session_id, "path": path})
+
+    async def results_of(self, session: SessionRow) -> Sequence[Json]:
+        """What is in a session's results folder now: [{path, bytes}], at most 100. Starts nothing."""
+        state = await self._state_dir(session)
+        return await trio.to_thread.run_sync(results.list_results, state, session.session_id)
+
+    async def _state_dir(self, session: SessionRow) -> Path:
+        project = await self._store.read(partial(projects.get, project_id=session.project_id))
+        if project is None:
+            raise no_such("project")
+        shared = not project.settings.get("workspace_isolation", True)
+        return self._trees.home.state_dir(session.project_id, SHARED if shared else session.workspace_id)
 
     async def files(self, row: WorkspaceRow, glob: str = "**", *, limit: int = 1000) -> Json:
         """``files``: [{path, kind, size_bytes}] that match, sorted; ``files_truncated`` when there may be more."""
         root = self._root(row)
-        listing = await trio.to_thread.run_sync(partial(files.list_files, root, glob, max_entries=limit))
+        look = partial(files.list_files, root, glob, max_entries=limit)
+        listing = await trio.to_thread.run_sync(look, limiter=self._looking)
         entries = [{"path": one.path, "kind": one.kind, "size_bytes": one.size_bytes} for one in listing.entries]
         shown: Json = {"workspace_id": row.workspace_id, "files": entries}
         return {**shown, "files_truncated": True} if listing.truncated else shown
@@ -129,6 +164,12 @@ class Workspaces:
     async def size_bytes(self, row: WorkspaceRow) -> int:
         """What the work tree takes on disk; at least that when it is very large."""
         return (await trio.to_thread.run_sync(files.measure, self._root(row))).size_bytes
+
+    async def facts(self, rows: Sequence[WorkspaceRow], max_seconds: float) -> Mapping[str, Json]:
+        """By id: ``size_bytes`` and ``git`` of those that are ready, as far as they can be told in that time."""
+        ready = [row for row in rows if row.state is PlaceState.READY]
+        roots = {row.workspace_id: self._root(row) for row in ready}
+        return await trio.to_thread.run_sync(tree_facts.facts, roots, max_seconds, limiter=self._looking)
 
     def _root(self, row: WorkspaceRow) -> Path:
         if row.state is not PlaceState.READY:
@@ -149,13 +190,24 @@ class Workspaces:
         if found is None:
             return None
         project, row = found
+        if row.state not in (PlaceState.PREPARING, PlaceState.CLONING):
+            return row.state  # done already, or to be deleted: what is in it is not ours to replace
         try:
+            await self._require_source(row)
             await self._trees.fill(project, row)
+            await self._require_source(row)  # what is deleted while it is copied makes half a copy
         except (OublietteError, OSError) as error:
             log.warning("workspace could not be prepared", workspace=workspace_id, error=str(error))
             await self._trees.delete_workspace(project.project_id, workspace_id)
             return await self._settle(workspace_id, PlaceState.FAILED, failure(error))
         return await self._settle(workspace_id, PlaceState.READY, None)
+
+    async def _require_source(self, row: WorkspaceRow) -> None:
+        if row.forked_from is None:
+            return
+        source = await self._store.read(partial(workspaces.get, workspace_id=row.forked_from))
+        if source is None or source.state is not PlaceState.READY:
+            raise RequestError("conflict", "The workspace that was to be copied has been deleted.")
 
     async def _settle(self, workspace_id: str, state: PlaceState, error: Json | None) -> PlaceState:
         await self._store.write(partial(_set_state, workspace_id=workspace_id, state=state, error=error))
@@ -174,7 +226,9 @@ class Workspaces:
         await self._store.write(partial(workspaces.delete, workspace_id=row.workspace_id))
 
 
-def _insert(tx: Tx, row: WorkspaceRow) -> WorkspaceRow:
+def insert_new(tx: Tx, row: WorkspaceRow) -> WorkspaceRow:
+    """Write the row of a new workspace, which is to be prepared then; returns it as written. Raises RequestError:
+    not_found, not_ready (project, or workspace to copy), limit_reached."""
     project = projects.get(tx, row.project_id)
     if project is None or project.state is PlaceState.DELETING:
         raise no_such("project")
@@ -192,7 +246,7 @@ def _insert(tx: Tx, row: WorkspaceRow) -> WorkspaceRow:
     return row
 
 
-def _begin_delete(tx: Tx, workspace_id: str) -> WorkspaceRow:
+def _begin_delete(tx: Tx, workspace_id: str, at: datetime) -> WorkspaceRow:
     row = workspaces.get(tx, workspace_id)
     if row is None:
         raise no_such("workspace")
@@ -209,6 +263,7 @@ def _begin_delete(tx: Tx, workspace_id: str) -> WorkspaceRow:
             candidates=[session.session_id for session in still],
         )
     workspaces.update(tx, workspace_id, state=PlaceState.DELETING, error=None)
+    schedules.workspace_deleted(tx, workspace_id, at)
     return replace(row, state=PlaceState.DELETING, error=None)
 
 
@@ -225,6 +280,15 @@ def _set_state(tx: Tx, workspace_id: str, state: PlaceState, error: Json | None)
     # A deletion that was asked for meanwhile wins: its own work follows this one.
     if row is not None and (row.state is not PlaceState.DELETING or state is PlaceState.FAILED):
         workspaces.update(tx, workspace_id, state=state, error=error)
+
+
+def _shown(content: files.Content, shown: Json) -> Json:
+    text = _as_text(content.data, cut=content.truncated)
+    name = "base64" if text is None else "text"
+    shown |= {"size_bytes": content.size_bytes, name: base64.b64encode(content.data).decode() if text is None else text}
+    if content.truncated:
+        shown |= {f"{name}_truncated": True, f"{name}_bytes": content.size_bytes}
+    return shown
 
 
 def _as_text(data: bytes, *, cut: bool) -> str | None:

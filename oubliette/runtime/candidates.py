@@ -11,7 +11,7 @@ from oubliette.runtime.docker import Docker
 
 
 def candidates(environ: Mapping[str, str], scratch: Path) -> dict[str, Callable[[], Runtime]]:
-    """Name -> how to make it. Making one tries nothing yet. ``scratch``: a private directory of ours, the home's run."""
+    """Name -> how to make it. Making one tries nothing yet. ``scratch`` is a private directory: the home's run."""
     return {
         "docker": lambda: Docker(environ, scratch=scratch),
         "bubblewrap": lambda: Bubblewrap(scratch / "bubblewrap"),

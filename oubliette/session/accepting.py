@@ -28,7 +28,8 @@ from oubliette.core.model import (
 )
 from oubliette.core.session_state import SessionEvent
 from oubliette.errors import Limit, RequestError
-from oubliette.session.limits import check_room, check_tree
+from oubliette.session import budgets, caller_units
+from oubliette.session.limits import check_room, check_tree, check_wake, may_wake
 from oubliette.session.requests import SpawnArgs, TurnArgs
 from oubliette.session.status import move, require_session
 from oubliette.store import attachments, events, projects, sessions, turns, workspaces
@@ -77,9 +78,10 @@ def spawn(tx: Tx, new: NewSession) -> Accepted:
     if workspace.state in (PlaceState.DELETING, PlaceState.FAILED):
         raise RequestError("conflict", f"The workspace is {workspace.state}.", field="workspace_id")
     args = new.args
-    if not args.new_session and args.parent_id is None and args.external_id is None:
+    resumes = not args.new_session and args.parent_id is None
+    if resumes and args.external_id is None and args.max_cost_usd is None:
         found = sessions.resumable(tx, new.workspace_id, str(new.principal.scope))
-        if found is not None:
+        if found is not None and may_wake(tx, found) and not budgets.is_spent(tx, found.root_id):
             accepted = enqueue(tx, found.session_id, args.turn, new.principal, new.at)
             return replace(accepted, resumed=True)
     if args.external_id is not None:
@@ -100,7 +102,9 @@ def spawn(tx: Tx, new: NewSession) -> Accepted:
             raise RequestError("conflict", "A tree stays in one project.", field="project_id")
         check_tree(tx, parent)
     root_id = parent.root_id if parent else new.session_id
-    settings: Json = {"principal_scope": str(new.principal.scope)}
+    # A token never resumes what an agent of the same scope has started.
+    made_by = "agent " if new.principal.kind == "agent" else ""
+    settings: Json = {"principal_scope": made_by + str(new.principal.scope)}
     turn_settings = overrides_of(args.turn)
     for key in ("system", "tools_allowed", "tools_disallowed", "timeout_minutes"):
         if key in turn_settings:
@@ -125,6 +129,7 @@ def spawn(tx: Tx, new: NewSession) -> Accepted:
         parent_id=args.parent_id,
         external_id=args.external_id,
         source=args.source,
+        schedule_id=new.principal.id if new.principal.kind == "schedule" else None,
         detached=args.detach,
         settings=settings,
         limits=new.limits,
@@ -157,6 +162,7 @@ def overrides_of(args: TurnArgs) -> Json:
         "system": args.system,
         "timeout_minutes": args.timeout_minutes,
         "at_most_minutes": args.at_most_minutes,
+        "run_budget": {"max_cost_usd": args.run_budget.max_cost_usd} if args.run_budget is not None else None,
     }
     return {key: value for key, value in given.items() if value is not None}
 
@@ -177,6 +183,9 @@ def enqueue(
             retryable=True,
             limit=Limit("queued_messages", MAX_QUEUED_MESSAGES, waiting),
         )
+    check_wake(tx, row)
+    if args.run_budget is None:
+        budgets.check_left(tx, row.root_id)
     if not row.open:
         project = projects.get(tx, row.project_id)
         if project is None or project.state is PlaceState.DELETING:
@@ -185,6 +194,8 @@ def enqueue(
         sessions.update(tx, session_id, ending=None, error=None)
         events.append(tx, session_id, replace(system_event("reopened"), ts=at))
         row = replace(row, ending=None)
+    if args.caller is not None:
+        caller_units.declare(tx, row, sender, args.caller, at)
     row = move(tx, row, SessionEvent.MESSAGED, at)
     number = row.turn + 1
     turn = TurnRow(

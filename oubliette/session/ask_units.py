@@ -11,6 +11,7 @@ from oubliette.core.model import (
     Reason,
     RequestKind,
     RequestRow,
+    SessionRow,
     SessionStatus,
     rfc3339,
 )
@@ -33,9 +34,19 @@ def open_request(tx: Tx, session_id: str, request: RequestRow, at: datetime) -> 
         known = requests.pending(tx, session_id)
         return next((one for one in known if one.agent_ref == request.agent_ref), None)
     requests.insert(tx, request)
-    if row.ending is None and row.open:
+    if row.ending is None and row.open and not _held(row):
         move(tx, row, SessionEvent.ASKED, at, Reason(str(request.kind)))
     return request
+
+
+def still_pending(tx: Tx, session_id: str, turn: int, at: datetime) -> list[RequestRow]:
+    """The agent's asks of that turn that nobody has settled; with any the session waits again."""
+    agents = {RequestKind.PERMISSION, RequestKind.QUESTION}
+    found = [one for one in requests.pending(tx, session_id) if one.turn == turn and one.kind in agents]
+    row = require_session(tx, session_id)
+    if found and row.status is SessionStatus.RUNNING and row.ending is None:
+        move(tx, row, SessionEvent.ASKED, at, Reason(str(found[-1].kind)))
+    return found
 
 
 def pause_for_ask(tx: Tx, session_id: str, kind: RequestKind, at: datetime) -> None:
@@ -61,6 +72,11 @@ def resolve_request(tx: Tx, request_id: str, resolution: Json, at: datetime) -> 
     if session.ending is None and not requests.pending(tx, row.session_id):
         if session.status is SessionStatus.WAITING:
             move(tx, session, SessionEvent.ANSWERED, at)
-        elif session.status is SessionStatus.PAUSED:
+        elif session.status is SessionStatus.PAUSED and not _held(session):
             move(tx, session, SessionEvent.RELEASED, at)
     return True, row
+
+
+def _held(row: SessionRow) -> bool:
+    """By its tree's budget: asks wait behind that, and show when it is released."""
+    return row.status is SessionStatus.PAUSED and row.reason is Reason.BUDGET

@@ -59,9 +59,19 @@ class TurnAsks:
             partial(ask_units.open_request, session_id=turn.session_id, request=request, at=at)
         )
         if known is not None:
-            self._open[ask.agent_ref] = known.request_id
-            self._changed(True)
-            self._nursery.start_soon(self._expire, known)
+            self._wait_for(known)
+
+    async def take_up(self) -> None:
+        """After a restart: what was asked before has its deadline also when the agent does not repeat itself."""
+        find = partial(ask_units.still_pending, session_id=self._turn.session_id, turn=self._turn.turn)
+        for known in await self._deps.store.write(partial(find, at=self._deps.now())):
+            self._wait_for(known)
+
+    def _wait_for(self, request: RequestRow) -> None:
+        if request.agent_ref not in self._open:
+            self._open[request.agent_ref] = request.request_id
+            self._nursery.start_soon(self._expire, request)
+        self._changed(True)
 
     async def gone(self, agent_ref: str) -> None:
         """The agent no longer waits for it, whoever settled it."""

@@ -5,7 +5,7 @@ What it asks for beyond that is refused and named; what it does not ask for it p
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -54,15 +54,17 @@ def caller_of(tx: Tx, session_id: str, seconds_left: float | None = None) -> Cal
     return Caller(row, _settings(row, turn), seconds / 60)
 
 
-def child(caller: Caller, args: SpawnArgs) -> SpawnArgs:
-    """The spawn that was asked for, within what the caller has. Raises RequestError permission_denied."""
+def child(caller: Caller, args: SpawnArgs, workspaces: Collection[str] = ()) -> SpawnArgs:
+    """The spawn that was asked for, within what the caller has. Raises RequestError permission_denied.
+
+    ``workspaces`` are those that the caller may use besides its own."""
     row = caller.row
     refused = (
         ("project_id", args.project_id not in (None, row.project_id)),
-        ("workspace_id", args.workspace_id not in (None, row.workspace_id)),
+        ("workspace_id", args.workspace_id not in (None, row.workspace_id, *workspaces)),
         ("create_workspace", args.create_workspace),
         ("max_cost_usd", args.max_cost_usd is not None),
-        ("caller_tools", args.caller_id is not None or bool(args.caller_tools)),
+        ("caller_tools", args.turn.caller is not None),
     )
     for name, chosen in refused:
         if chosen:
@@ -78,7 +80,7 @@ def child(caller: Caller, args: SpawnArgs) -> SpawnArgs:
         args,
         turn=_within(caller, turn, {}),
         project_id=row.project_id,
-        workspace_id=row.workspace_id,
+        workspace_id=args.workspace_id or row.workspace_id,
         parent_id=row.session_id,
         new_session=True,
     )
@@ -87,6 +89,8 @@ def child(caller: Caller, args: SpawnArgs) -> SpawnArgs:
 def message(caller: Caller, target: SessionRow, asked: TurnArgs) -> TurnArgs:
     """The message to a session below the caller: its turn has at most what the caller has, whatever its session was
     given at its spawn. Raises RequestError permission_denied."""
+    if asked.caller is not None:
+        raise _refused("caller_tools", "A session may not choose caller_tools for those below it.")
     return _within(caller, asked, _settings(target, None))
 
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from oubliette.config import BUILT_IN_MODELS, Config
-from oubliette.core.model import Autonomy, Json, ProjectRow, Reasoning
-from oubliette.errors import RequestError
+from oubliette.core.model import Autonomy, Json, Principal, ProjectRow, Reasoning, SessionRow
+from oubliette.errors import Limit, RequestError
 
 
 def choose_model(config: Config, project: ProjectRow, *asked: str | None) -> str:
@@ -55,6 +55,40 @@ def choose_model(config: Config, project: ProjectRow, *asked: str | None) -> str
     return alias
 
 
+def check_priced(config: Config, project: ProjectRow, alias: str, *, explicit: bool) -> None:
+    """Somebody has said what the tree (``explicit``) or the project's day or trees may cost: nobody can promise that
+    for a model of unknown price. Raises RequestError invalid_argument naming the key that says it."""
+    own: dict[str, Any] = project.settings.get("limits") or {}
+    said = explicit or any(own.get(name) is not None for name in ("max_cost_usd", "max_cost_usd_per_day"))
+    if said and not config.has_price(alias):
+        raise RequestError(
+            "invalid_argument",
+            f"The price of the model {alias!r} is not known, so max_cost_usd cannot be kept.",
+            hint=f'Add "cost": {{"input": …, "output": …}} (USD per million tokens) to models.models.{alias} in the '
+            "config, or limit tokens with max_tokens_per_session.",
+            field="max_cost_usd",
+        )
+
+
+def has_own_cost(config: Config, row: SessionRow) -> bool:
+    """Whether somebody has chosen what this session's tree may cost; else it is the config's default."""
+    return bool(row.limits.get("max_cost_usd") != config.defaults.limits.max_cost_usd)
+
+
+def check_cost(config: Config, project: ProjectRow, principal: Principal, usd: float | None) -> None:
+    """Raises RequestError permission_denied for a budget above the project's, which only an admin may give."""
+    own: dict[str, Any] = project.settings.get("limits") or {}
+    most = own.get("max_cost_usd", config.defaults.limits.max_cost_usd)
+    if usd is not None and not principal.scope.is_admin and usd > most:
+        raise RequestError(
+            "permission_denied",
+            f"max_cost_usd of a session may be at most the project's, which is {most:g}.",
+            hint="An admin may give more, here or to the project.",
+            field="max_cost_usd",
+            limit=Limit("max_cost_usd", most, usd),
+        )
+
+
 def choose_autonomy(config: Config, project: ProjectRow, *asked: Autonomy | None) -> Autonomy:
     for value in (*asked, project.settings.get("autonomy"), config.defaults.agent.autonomy):
         if value is not None:
@@ -88,3 +122,8 @@ def limits_of(config: Config, project: ProjectRow) -> Json:
     minutes = own.get("turn_timeout_minutes", defaults.turn_timeout_minutes)
     limits["turn_timeout_seconds"] = round(float(minutes) * 60)
     return limits
+
+
+def mcp_servers_of(config: Config, project: ProjectRow) -> set[str]:
+    """The names of the MCP servers that a project's agents have, besides Oubliette's own."""
+    return {*config.defaults.agent.mcp_servers, *(project.settings.get("mcp_servers") or {})}

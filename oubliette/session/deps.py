@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from oubliette.agent.base import Agent
 from oubliette.config import Config
+from oubliette.core.model import Json, SessionRow
 from oubliette.runtime.base import Exec
+from oubliette.session.callers import Callers
 from oubliette.session.feed import Feed
+from oubliette.session.snapshots import SnapshotDesk
 from oubliette.store.database import Store
+
+if TYPE_CHECKING:
+    from oubliette.session.caller_entries import CallerEntries
 
 
 class ReadyContainer(Protocol):
@@ -31,6 +37,9 @@ class ReadyContainer(Protocol):
     async def kill_session(self, mark: str) -> int:
         """Kill every process inside that carries the agent session's mark; returns how many were found."""
 
+    async def put_file(self, name: str, data: bytes) -> None:
+        """Write a file that the inside can only read, beside the agent's configuration."""
+
 
 @dataclass(frozen=True, slots=True)
 class Deps:
@@ -43,11 +52,18 @@ class Deps:
     """(project_id, workspace_id): waits until the container is ready, starting it when needed."""
     place_ready: Callable[[str, str], Awaitable[None]]
     """(project_id, workspace_id): waits while the clone runs; raises RequestError when it failed."""
+    results: Callable[[SessionRow], Awaitable[Sequence[Json]]]
+    """What lies in a session's results folder: [{path, bytes}]; starts nothing. Raises OublietteError, OSError."""
     cut_model: Callable[[str], None]
     """(session_id): end its running model requests; new ones are refused by its rows."""
     model_settled: Callable[[str], Awaitable[None]]
     """(session_id): returns when no model request of it is unsettled."""
+    callers: Callers
+    caller_entries: CallerEntries
     now: Callable[[], datetime]
     fresh_hex: Callable[[int], str]
     message_id: Callable[[], str]
     """A fresh id in the agent's own scheme."""
+    budget_changed: Callable[[str], None] = lambda _root_id: None
+    """(root_id): another limit of the tree is written; what waits for it may look again."""
+    snapshots: SnapshotDesk = field(default_factory=SnapshotDesk)

@@ -21,6 +21,8 @@ log = structlog.get_logger(__name__)
 
 REST_SECONDS = 10.0
 """Step two in all: the abort's own deadline and the kill's (turn.py), side by side for every session."""
+TAKE_UP_SECONDS = 45.0
+"""Step two after a restart, when the containers are being taken up and nobody waits for the answer."""
 
 
 async def end_subtree(
@@ -32,14 +34,16 @@ async def end_subtree(
     return [row.session_id for row in taken]
 
 
-async def finish(deps: Deps, live: Mapping[str, Session], ids: list[str], asked_id: str) -> None:
+async def finish(
+    deps: Deps, live: Mapping[str, Session], ids: list[str], asked_id: str, *, seconds: float = REST_SECONDS
+) -> None:
     """Steps two and three for sessions whose rows say ``ending`` already (also after a restart)."""
     tasks = [live[one] for one in ids if one in live]
     for one in ids:
         deps.cut_model(one)
     for task in tasks:
         task.begin_ending()
-    with trio.move_on_after(REST_SECONDS) as patience:
+    with trio.move_on_after(seconds) as patience:
         async with trio.open_nursery() as nursery:
             for task in tasks:
                 nursery.start_soon(task.at_rest)

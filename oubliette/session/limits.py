@@ -1,6 +1,8 @@
-"""The limits of a tree, checked in the unit that spawns: exact, because that unit is the only way in."""
+"""The limits of a tree, checked in the units that spawn and wake: exact, because those are the only ways in."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 from oubliette.core.limits import MAX_OPEN_SESSIONS
 from oubliette.core.model import Json, SessionRow
@@ -45,6 +47,30 @@ def check_tree(tx: Tx, parent: SessionRow) -> None:
             hint="Message an existing child instead, or ask for a higher max_agents_per_session.",
             limit=Limit("max_agents_per_session", agents, counts["total"]),
         )
+    _check_active(limits, counts)
+
+
+def check_wake(tx: Tx, row: SessionRow) -> None:
+    """Raises RequestError limit_reached when a message would put one session of the tree too many to work.
+
+    A session that is at work already takes the message into its queue: it counts once.
+    """
+    if row.status not in AT_WORK:
+        root = row if row.depth == 0 else sessions.get(tx, row.root_id)
+        limits = root.limits if root is not None else row.limits
+        _check_active(limits, sessions.tree_counts(tx, row.root_id))
+
+
+def may_wake(tx: Tx, row: SessionRow) -> bool:
+    """Whether ``check_wake`` lets it."""
+    try:
+        check_wake(tx, row)
+    except RequestError:
+        return False
+    return True
+
+
+def _check_active(limits: Json, counts: Mapping[str, int]) -> None:
     active = limits.get("max_active_sessions")
     working = sum(counts[status] for status in AT_WORK)
     if active is not None and working >= active:

@@ -6,10 +6,14 @@ from functools import partial
 
 from oubliette.agent.base import AgentSessionSpec, Attachment, Prompt
 from oubliette.agent.permissions import is_covered, names_tool
+from oubliette.core.caller_tools import full_name
 from oubliette.core.model import Autonomy, Json, ProjectRow, Reasoning, SessionRow, TurnRow
 from oubliette.errors import ContainerError, RequestError
+from oubliette.project import results
+from oubliette.session import choices
 from oubliette.session.deps import Deps, ReadyContainer
-from oubliette.store import attachments, projects
+from oubliette.store import attachments, caller_tools, projects
+from oubliette.store.database import Tx
 
 CONTEXT_DIRECTORY = "/state/context"
 TOOL = "oubliette_session"
@@ -41,7 +45,14 @@ async def agent_session(deps: Deps, row: SessionRow, turn: TurnRow, directory: s
         tools_disallowed=disabled,
         protected_paths=project.settings.get("protected_paths", ()),
         permissions=project.settings.get("permissions") or {},
+        caller_tools=await deps.store.read(partial(_caller_tools, session_id=row.session_id)),
+        mcp_servers=sorted(choices.mcp_servers_of(deps.config, project)),
     )
+
+
+def _caller_tools(tx: Tx, session_id: str) -> list[str]:
+    declared = caller_tools.of_session(tx, session_id)
+    return [full_name(one.caller_id, str(tool["name"])) for one in declared for tool in one.tools]
 
 
 async def prompt(deps: Deps, row: SessionRow, turn: TurnRow, container: ReadyContainer, directory: str) -> Prompt:
@@ -58,6 +69,8 @@ async def prompt(deps: Deps, row: SessionRow, turn: TurnRow, container: ReadyCon
         if turn.turn == 1:
             await _leave(container, path, context)
         system.append(f"Background for your task is in the file {path}; read it first.")
+    if row.parent_id is not None:
+        system.append(_RESULTS.format(folder=results.inside(row.session_id)))
     if settings.get("system"):
         system.append(settings["system"])
     return Prompt(
@@ -104,5 +117,13 @@ _CHILDREN = (
     f"With the tool {TOOL} you can give parts of the task to other agents that work beside you in the same files: "
     "action spawn with a message starts one and answers at once, action wait returns the final texts of all you have "
     "started (call it again while it says timed_out), action message gives one its next task. A child knows only what "
-    "its message says, so say everything it needs; do small things yourself."
+    "its message says, so say everything it needs; do small things yourself. With workspace fork a child works in a "
+    "copy of your files as they are at that moment: commit first, have it commit what it did, and action merge brings "
+    "its commits here; conflicts are listed and change nothing. Files that wait lists under results are read with "
+    "oubliette_workspace, action read, its session_id and that path."
+)
+
+_RESULTS = (
+    "Another agent gave you this task and reads your final text. For anything longer leave files in {folder} "
+    "(make that directory first): they are listed for it."
 )

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from oubliette.agent.base import Attachment
+from oubliette.core.caller_tools import CallerTools
 from oubliette.core.model import Autonomy, Reasoning
+
+
+@dataclass(frozen=True, slots=True)
+class RunBudget:
+    """The turn is a run of its own: the tree's count of money and tokens begins anew with it.
+
+    ``max_cost_usd`` None: the tree's own limit holds for the run.
+    """
+
+    max_cost_usd: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +37,10 @@ class TurnArgs:
     at_most_minutes: float | None = None
     """What the session that sends it has left: the turn gets no more, whatever its own limit."""
     request_key: str | None = None
+    caller: CallerTools | None = None
+    """Tools that the sender offers to the agent from now on."""
+    run_budget: RunBudget | None = None
+    """Only of messages that the daemon itself sends (schedules)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +54,6 @@ class SpawnArgs:
     new_session: bool = False
     title: str | None = None
     context: str | None = None
-    caller_id: str | None = None
-    caller_tools: Sequence[Mapping[str, Any]] = ()
     max_cost_usd: float | None = None
     external_id: str | None = None
     source: str | None = None

@@ -6,7 +6,7 @@ from dataclasses import replace
 from datetime import datetime
 
 from oubliette.core.events import status_event
-from oubliette.core.model import OPEN_STATUSES, Reason, SessionRow
+from oubliette.core.model import OPEN_STATUSES, Json, Reason, SessionRow
 from oubliette.core.session_state import SessionEvent, transition
 from oubliette.errors import RequestError
 from oubliette.store import events, sessions
@@ -26,12 +26,22 @@ def no_session(session_id: str) -> RequestError:
     )
 
 
-def move(tx: Tx, row: SessionRow, happened: SessionEvent, at: datetime, reason: Reason | None = None) -> SessionRow:
-    """Let something happen to a session's status, with its ``status`` event; no event when nothing changes."""
+def move(
+    tx: Tx,
+    row: SessionRow,
+    happened: SessionEvent,
+    at: datetime,
+    reason: Reason | None = None,
+    *,
+    data: Json | None = None,
+) -> SessionRow:
+    """Let something happen to a session's status, with its ``status`` event (``data`` goes into it); no event when
+    nothing changes."""
     to = transition(row.status, happened)
     if row.status == to and reason in (None, row.reason):
         return row
     ended = None if to in OPEN_STATUSES else at
     sessions.update(tx, row.session_id, status=to, reason=reason, since=at, updated_at=at, ended_at=ended)
-    events.append(tx, row.session_id, replace(status_event(row.status, to, reason, turn=row.turn or None), ts=at))
+    event = status_event(row.status, to, reason, turn=row.turn or None, data=data)
+    events.append(tx, row.session_id, replace(event, ts=at))
     return replace(row, status=to, reason=reason, since=at, updated_at=at, ended_at=ended)

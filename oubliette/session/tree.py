@@ -19,15 +19,20 @@ from oubliette.core.model import (
     session_id,
 )
 from oubliette.errors import OublietteError, RequestError
-from oubliette.session import ask_units, ending, orders, units, views, waiting
+from oubliette.session import accepting, ask_units, ending, orders, units, views, waiting
 from oubliette.session.deps import Deps
+from oubliette.session.merges import Merges
+from oubliette.session.pauses import Pauses
 from oubliette.session.requests import MessageArgs, SpawnArgs
 from oubliette.session.session import Session
 from oubliette.session.status import require_session
+from oubliette.session.update import UpdateArgs, update
 from oubliette.store import requests, sessions
 from oubliette.store.database import Tx
 
 log = structlog.get_logger(__name__)
+
+Remember = Callable[[Tx, Json], None]
 
 
 class SessionTree:
@@ -38,14 +43,20 @@ class SessionTree:
         deps: Deps,
         *,
         create_workspace: Callable[[Principal, str], Awaitable[str]],
+        begin_workspace: Callable[[str], None],
         room_on_disk: Callable[[], None],
     ) -> None:
-        """``create_workspace(principal, project_id)`` returns the new workspace's id; ``room_on_disk`` raises
-        RequestError ``storage_full`` when the host's disk is too full for new turns."""
+        """``create_workspace(principal, project_id)`` returns the new workspace's id; ``begin_workspace(workspace_id)``
+        has one prepared whose row is written, without a checkpoint; ``room_on_disk`` raises RequestError
+        ``storage_full`` when the host's disk is too full for new turns."""
         self._deps = deps
         self._create_workspace = create_workspace
+        self._begin_workspace = begin_workspace
         self._room_on_disk = room_on_disk
+        self.callers = deps.callers
         self._live: dict[str, Session] = {}
+        self.pauses = Pauses(deps, self._live)
+        self.merges = Merges(deps)
         self._nursery: trio.Nursery | None = None
         self._closing = False
 
@@ -53,6 +64,9 @@ class SessionTree:
         """Host the tasks; first take up every open session that the rows know. Starting is recovering."""
         try:
             async with trio.open_nursery() as self._nursery:
+                await self._nursery.start(self.callers.run)
+                await self._nursery.start(self.pauses.run)
+                await self._nursery.start(self.merges.run)
                 rows = await self._deps.store.read(sessions.open_all)
                 for row in sorted(rows, key=lambda r: r.depth):
                     self._start(row)
@@ -69,7 +83,7 @@ class SessionTree:
     async def _finish_ending(self, ids: list[str]) -> None:
         """What a daemon before had begun to end."""
         try:
-            await ending.finish(self._deps, self._live, ids, ids[0])
+            await ending.finish(self._deps, self._live, ids, ids[0], seconds=ending.TAKE_UP_SECONDS)
         except OublietteError as error:
             log.error("sessions that were being ended were not; the next start tries again", error=str(error))
 
@@ -95,6 +109,27 @@ class SessionTree:
     def close(self) -> None:
         """From now on nothing new is accepted (shutdown has begun)."""
         self._closing = True
+
+    # --- for rooms that write sessions' rows in units of their own
+
+    @property
+    def closing(self) -> bool:
+        """Shutdown has begun."""
+        return self._closing
+
+    def check_accepting(self) -> None:
+        """Raises RequestError unavailable or storage_full when no new turn may be asked for."""
+        self._accepting()
+
+    def take_up(self, row: SessionRow) -> None:
+        """A message to this session has just been committed: let it be taken. No checkpoint."""
+        self._start(row)
+
+    def finish_marked(self, ids: Sequence[str]) -> None:
+        """A commit has just marked these as ending (``units.mark_ending``): end them, in the background."""
+        if self._nursery is None:
+            raise RuntimeError("SessionTree.run is not running")
+        self._nursery.start_soon(self._finish_ending, list(ids))
 
     # --- tasks
 
@@ -123,15 +158,16 @@ class SessionTree:
 
     def _accepting(self) -> None:
         if self._closing:
-            raise RequestError(
-                "unavailable", "The daemon is stopping.", hint="Try again when it is back.", retryable=True
-            )
+            raise _stopping()
         self._room_on_disk()
 
     # --- asking for work
 
-    async def spawn(self, principal: Principal, args: SpawnArgs) -> Json:
-        """A new session, or an idle one resumed. Answers as soon as it is durable; the rest comes up behind."""
+    async def spawn(self, principal: Principal, args: SpawnArgs, *, remember: Remember | None = None) -> Json:
+        """A new session, or an idle one resumed. Answers as soon as it is durable; the rest comes up behind.
+
+        ``remember`` is called with the result in the unit that writes it.
+        """
         self._accepting()
         project_id = self._project_of(principal, args.project_id)
         workspace_created = args.create_workspace and principal.kind != "session"
@@ -139,20 +175,27 @@ class SessionTree:
         if workspace_created:
             # What would refuse the spawn refuses it before anything is made.
             await self._deps.store.read(
-                partial(orders.check_spawn, config=self._deps.config, project_id=project_id, args=args)
+                partial(
+                    orders.check_spawn,
+                    config=self._deps.config,
+                    principal=principal,
+                    project_id=project_id,
+                    args=args,
+                )
             )
             workspace_id = await self._create_workspace(principal, project_id)
         with trio.CancelScope(shield=True):
-            accepted, result = await self._deps.store.write(
-                partial(
-                    orders.spawn,
-                    order=self._order(principal),
-                    project_id=project_id,
-                    workspace_id=workspace_id,
-                    args=args,
-                    workspace_created=workspace_created,
-                )
+            accept = partial(
+                orders.spawn,
+                order=self._order(principal),
+                project_id=project_id,
+                workspace_id=workspace_id,
+                args=args,
+                workspace_created=workspace_created,
             )
+            accepted, result = await self._deps.store.write(partial(_remembered, accept=accept, remember=remember))
+        if accepted.workspace_created and args.workspace != "parent":
+            self._begin_workspace(accepted.row.workspace_id)
         self._start(accepted.row)
         return result
 
@@ -177,35 +220,32 @@ class SessionTree:
             raise RequestError("invalid_argument", "project_id is needed.", field="project_id")
         return project_id
 
-    async def message(self, principal: Principal, args: MessageArgs) -> Json:
+    async def message(self, principal: Principal, args: MessageArgs, *, remember: Remember | None = None) -> Json:
         """One more turn for a session, durably queued when it is busy. Without a session_id: the one that fits the
         place; several → ``ambiguous`` with candidates, none → a new one is spawned."""
         self._accepting()
-        target = args.session_id
-        if target is None:
+        accept: Callable[[Tx], tuple[accepting.Accepted, Json]]
+        if args.session_id is not None:
+            accept = partial(orders.message, order=self._order(principal), session_id=args.session_id, args=args)
+        else:
             project_id = self._project_of(principal, args.project_id)
-            fitting = await self._deps.store.read(
-                partial(orders.open_in, project_id=project_id, workspace_id=args.workspace_id)
-            )
-            if not fitting:
-                spawn = SpawnArgs(args.turn, project_id, args.workspace_id, new_session=True)
-                return await self.spawn(principal, spawn)
-            if len(fitting) > 1:
-                raise RequestError(
-                    "ambiguous",
-                    f"{len(fitting)} sessions are open there.",
-                    hint="Name one with session_id.",
-                    candidates=fitting[:20],
-                    field="session_id",
-                )
-            target = fitting[0]
+            accept = partial(orders.message_there, order=self._order(principal), project_id=project_id, args=args)
         with trio.CancelScope(shield=True):
-            accepted, result = await self._deps.store.write(
-                partial(orders.message, order=self._order(principal), session_id=target, args=args)
-            )
+            accepted, result = await self._deps.store.write(partial(_remembered, accept=accept, remember=remember))
         self._start(accepted.row)
         if args.delivery == "interrupt":
-            self._stop_turn(target, before=accepted.turn.turn)
+            self._stop_turn(accepted.row.session_id, before=accepted.turn.turn)
+        return result
+
+    async def update(self, principal: Principal, args: UpdateArgs) -> Json:
+        """Change a session or the limits of its tree; a raised limit lets a held tree go on at once."""
+        unit = partial(
+            update, config=self._deps.config, principal=principal, args=args, at=self._deps.now(),
+            release=self.pauses.release,
+        )
+        with trio.CancelScope(shield=True):
+            result = await self._deps.store.write(unit)
+            self._deps.budget_changed(result["root_id"])
         return result
 
     # --- following
@@ -257,7 +297,7 @@ class SessionTree:
     async def _in_background(self, work: Callable[[], Awaitable[list[str]]], name: str) -> list[str]:
         """Run ``work`` in the tree's own nursery: a caller that leaves does not leave it half done."""
         if self._nursery is None:
-            raise RuntimeError("SessionTree.run is not running")
+            raise _stopping()
         done = trio.Event()
         results: list[list[str]] = []
 
@@ -318,6 +358,19 @@ class SessionTree:
                     with trio.move_on_after(10):
                         await session.reply(row, resolution)
         return {**(row.resolution or {}), "accepted": won, "session_id": row.session_id}
+
+
+def _stopping() -> RequestError:
+    return RequestError("unavailable", "The daemon is stopping.", hint="Try again when it is back.", retryable=True)
+
+
+def _remembered(
+    tx: Tx, accept: Callable[[Tx], tuple[accepting.Accepted, Json]], remember: Remember | None
+) -> tuple[accepting.Accepted, Json]:
+    accepted, result = accept(tx)
+    if remember is not None:
+        remember(tx, result)
+    return accepted, result
 
 
 def _request(tx: Tx, request_id: str) -> RequestRow:

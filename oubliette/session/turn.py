@@ -6,9 +6,10 @@ The turn's time limit is the deadline of one cancel scope; it stands still while
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
+from dataclasses import replace
+from datetime import datetime
 from functools import partial
 
 import structlog
@@ -36,23 +37,26 @@ from oubliette.core.model import (
     SessionRow,
     TurnRow,
 )
-from oubliette.errors import AgentError, AgentUnreachable, ContainerError, ContainerExited, OublietteError, RequestError
+from oubliette.errors import AgentError, AgentUnreachable, ContainerExited, OublietteError, RequestError
 from oubliette.project.git import Snapshots
-from oubliette.session import prompts, units
+from oubliette.session import budgets, diffs, prompts, units
 from oubliette.session.asks import TurnAsks
 from oubliette.session.deps import Deps, ReadyContainer
+from oubliette.session.hearing import Hearing
+from oubliette.session.stop_agent import stop_agent
+from oubliette.session.turn_clock import TurnClock
 from oubliette.session.units import TurnEnd
 from oubliette.store import turns
+from oubliette.store.database import Tx
 
 log = structlog.get_logger(__name__)
 
-ABORT_SECONDS = 5.0
-"""How long an agent may take to stop a turn before its processes are killed by mark anyway."""
+TAKE_UP_SECONDS = 30.0
+"""After a restart: how long a turn that is to be stopped waits for its container, and for being stopped there."""
 DRAIN_SECONDS = 1.0
 """After an abort: how long the agent's last words are waited for."""
 SNAPSHOT_SECONDS = 20.0
 SETTLE_SECONDS = 3.0
-BATCH = 500
 
 
 class TurnDriver:
@@ -63,11 +67,11 @@ class TurnDriver:
         self.turn = turn
         self._deps = deps
         self._scope = trio.CancelScope()
-        self._left = units.deadline_of(row, turn).total_seconds()
-        self._clock_runs = False
+        self._clock = TurnClock(units.deadline_of(row, turn).total_seconds())
         self._stopping: tuple[Outcome, Reason | None, bool] | None = None
         self._directory = ""
         self._asks: TurnAsks | None = None
+        self._heard: Hearing | None = None
         self._idle: AgentIdle | None = None
         self._tree_before: str | None = None
 
@@ -81,8 +85,12 @@ class TurnDriver:
 
     @property
     def seconds_left(self) -> float:
-        """Of the turn's time limit; what passes while somebody is asked does not count."""
-        return max(0.0, self._scope.deadline - trio.current_time()) if self._clock_runs else self._left
+        """Of the turn's time limit; what passes while somebody is asked or the tree is held does not count."""
+        return self._clock.seconds_left
+
+    def hold(self, *, held: bool) -> None:
+        """Its tree is held by its budget, or goes on: the time limit stands still meanwhile."""
+        self._clock.stand("budget", still=held)
 
     async def reply(self, request: RequestRow, resolution: Json) -> None:
         """Tell the agent how an ask was settled (the row is already written). Quiet when the agent is gone."""
@@ -102,6 +110,8 @@ class TurnDriver:
                     lease = self._deps.lease(self.row.project_id, self.row.workspace_id)
                     container = await stack.enter_async_context(lease)
                 if container is None:
+                    if resume and self.row.agent_session_id is not None:
+                        await self._stop_what_was_begun(stack)
                     return self._stopped_end()
                 return await self._with_container(container, resume=resume)
         except OublietteError as error:
@@ -110,36 +120,52 @@ class TurnDriver:
                 return self._stopped_end()
             return self._failed_end(error)
 
+    async def _stop_what_was_begun(self, stack: AsyncExitStack) -> None:
+        """Stopped before the container was there, after a restart: the agent may be at work on the turn."""
+        with trio.move_on_after(TAKE_UP_SECONDS):
+            lease = self._deps.lease(self.row.project_id, self.row.workspace_id)
+            container = await stack.enter_async_context(lease)
+            self._directory = container.directory(self.row.workspace_id)
+            await self._abort(container)
+
     async def _with_container(self, container: ReadyContainer, *, resume: bool) -> TurnEnd:
         self._directory = container.directory(self.row.workspace_id)
-        snapshots = Snapshots(container.exec)
+        snapshots = self._deps.snapshots.of(container)
+        async with AsyncExitStack() as listening:
+            end = await self._conversation(container, listening, snapshots, resume=resume)
+            if end is None:
+                end = self._stopped_end()
+                await self._abort(container)
+        return await self._with_results(await self._with_files(snapshots, end))
+
+    async def _conversation(
+        self, container: ReadyContainer, listening: AsyncExitStack, snapshots: Snapshots, *, resume: bool
+    ) -> TurnEnd | None:
+        """The part of the turn that may be stopped; None: it was. What the agent says is heard until ``listening``
+        ends."""
         end: TurnEnd | None = None
         try:
-            with trio.CancelScope() as scope:
+            with trio.CancelScope() as scope, self._deps.callers.clock(self.row.session_id, self._called):
                 self._limit(scope)
                 async with trio.open_nursery() as nursery:
                     self._asks = TurnAsks(self._deps, self.turn, container.agent, self._directory, nursery, self._asked)
                     nursery.start_soon(self._snapshot_before, snapshots)
-                    end = await self._converse(container, resume=resume)
+                    end = await self._converse(container, listening, resume=resume)
                     nursery.cancel_scope.cancel("turn over")
         except* OublietteError as group:
             end = self._failed_end(_first(group))
         finally:
             self._asks = None
-        if end is None:
-            end = self._stopped_end()
-            await self._abort(container)
-        return await self._with_files(snapshots, end)
+        return end
 
     def _limit(self, scope: trio.CancelScope) -> None:
         """The next stretch of the turn is cut short by ``stop`` and by the time limit; what follows it still runs."""
-        self._set_clock(running=False)
         self._scope = scope
-        self._set_clock(running=True)
+        self._clock.cover(scope)
         if self._stopping is not None:
             scope.cancel("stopped before it began")
 
-    async def _converse(self, container: ReadyContainer, *, resume: bool) -> TurnEnd:
+    async def _converse(self, container: ReadyContainer, listening: AsyncExitStack, *, resume: bool) -> TurnEnd:
         deps, row = self._deps, self.row
         agent = container.agent
         agent_session_id = row.agent_session_id
@@ -147,18 +173,22 @@ class TurnDriver:
             agent_session_id = await agent.create_session(
                 await prompts.agent_session(deps, row, self.turn, self._directory)
             )
-        async with agent.events(agent_session_id, self._directory) as stream:
-            self.row = await deps.store.write(
-                partial(
-                    units.agent_accepts, session_id=row.session_id, agent_session_id=agent_session_id, at=deps.now()
-                )
-            )
-            if resume and await self._already_sent(container, agent_session_id):
-                if self._idle is not None:
-                    return self._end_of(self._idle)
-            else:
-                await agent.prompt(agent_session_id, self._directory, await self._prompt(container))
-            return await self._follow(stream)
+        stream = await listening.enter_async_context(agent.events(agent_session_id, self._directory))
+        self._heard = Hearing(stream)
+        self.row = await deps.store.write(partial(self._accepted, agent_session_id=agent_session_id, at=deps.now()))
+        if resume and await self._already_sent(container, agent_session_id):
+            if self._idle is not None:
+                return self._end_of(self._idle)
+            await self._require_asks().take_up()
+        else:
+            await deps.caller_entries.ready(container, self.row, self.turn, self._directory)
+            await agent.prompt(agent_session_id, self._directory, await self._prompt(container))
+        return await self._follow(self._heard)
+
+    def _accepted(self, tx: Tx, agent_session_id: str, at: datetime) -> SessionRow:
+        row = units.agent_accepts(tx, self.row.session_id, agent_session_id, at)
+        tx.after_commit(partial(self.hold, held=budgets.paused(row)))  # in order with what holds and frees the tree
+        return row
 
     async def _already_sent(self, container: ReadyContainer, agent_session_id: str) -> bool:
         """After a restart: whether the agent has the prompt; stores what was missed and notes if it has ended since."""
@@ -173,19 +203,19 @@ class TurnDriver:
     async def _prompt(self, container: ReadyContainer) -> Prompt:
         return await prompts.prompt(self._deps, self.row, self.turn, container, self._directory)
 
-    async def _follow(self, stream: trio.MemoryReceiveChannel[AgentEvent]) -> TurnEnd:
+    async def _follow(self, heard: Hearing) -> TurnEnd:
         while True:
-            durables: list[AgentDurable] = []
-            for item in await _next_batch(stream):
-                if isinstance(item, AgentDurable):
-                    durables.append(item)
-                    continue
+            item = heard.first
+            if item is None:
+                await heard.more()
+            elif durables := heard.durables:
                 await self._store(durables)
-                durables = []
+                heard.done(len(durables))
+            else:
                 end = await self._one(item)
+                heard.done()
                 if end is not None:
                     return end
-            await self._store(durables)
 
     async def _one(self, item: AgentEvent) -> TurnEnd | None:
         if isinstance(item, AgentDelta):
@@ -218,19 +248,13 @@ class TurnDriver:
             raise RuntimeError("asks outside of a running turn")
         return self._asks
 
-    # --- the clock
-
     def _asked(self, waits: bool) -> None:
         """While somebody is asked the time limit stands still."""
-        self._set_clock(running=not waits)
+        self._clock.stand("asked", still=waits)
 
-    def _set_clock(self, *, running: bool) -> None:
-        if running and not self._clock_runs:
-            self._scope.deadline = trio.current_time() + self._left
-        elif not running and self._clock_runs:
-            self._left = max(0.0, self._scope.deadline - trio.current_time())
-            self._scope.deadline = math.inf
-        self._clock_runs = running
+    def _called(self, waits: bool) -> None:
+        """The same while a caller is asked to run its tool."""
+        self._clock.stand("called", still=waits)
 
     # --- the end
 
@@ -240,22 +264,17 @@ class TurnDriver:
         agent_session_id = self.row.agent_session_id
         if agent_session_id is None:
             return
-        with trio.move_on_after(ABORT_SECONDS) as patience:
-            try:
-                await container.agent.abort(agent_session_id, self._directory)
-            except AgentError as error:
-                log.warning("abort failed", session=self.row.session_id, error=str(error))
         kill = self._stopping is not None and self._stopping[2]
-        if kill or patience.cancelled_caught:
-            with trio.move_on_after(ABORT_SECONDS):
-                try:
-                    await container.kill_session(agent_session_id)
-                except ContainerError as error:
-                    log.warning("kill by mark failed", session=self.row.session_id, error=str(error))
+        await stop_agent(container, agent_session_id, self._directory, kill=kill)
         with trio.move_on_after(DRAIN_SECONDS):
             await self._last_words(container, agent_session_id)
 
     async def _last_words(self, container: ReadyContainer, agent_session_id: str) -> None:
+        """What was heard while it was being stopped; when its end was not among that, what its history has."""
+        rest = self._heard.rest() if self._heard is not None else []
+        await self._store([one for one in rest if isinstance(one, AgentDurable)])
+        if any(isinstance(one, AgentIdle) for one in rest):
+            return
         try:
             missed, _ = await container.agent.backfill(
                 agent_session_id, self._directory, self.turn.agent_message_id or ""
@@ -292,7 +311,9 @@ class TurnDriver:
             self._stopping = (Outcome.TIMED_OUT, Reason.TIMEOUT, False)
         outcome, reason, _ = self._stopping
         error: Json | None = None
-        if outcome is Outcome.TIMED_OUT:
+        if outcome is Outcome.BUDGET:
+            error = budgets.held_too_long().as_json()
+        elif outcome is Outcome.TIMED_OUT:
             error = RequestError(
                 "timed_out", "The turn reached its time limit.", hint="Raise timeout_minutes, or split the work."
             ).as_json()
@@ -329,36 +350,31 @@ class TurnDriver:
         if before is None:
             return end
         after = await self._snapshot(snapshots)
-        if after is None or after == before:
-            return _with(end, before, after, (), truncated=False)
+        end = replace(end, tree_before=before, tree_after=after)
+        if after is None:
+            return end
         try:
             with trio.fail_after(SNAPSHOT_SECONDS):
-                changes = await snapshots.changes(before, after)
+                changed = await diffs.of_turn(self._deps.store, snapshots, self.turn, before, after)
         except (OublietteError, trio.TooSlowError) as error:
             log.warning("no list of changed files", session=self.row.session_id, error=str(error))
-            return _with(end, before, after, (), truncated=False)
-        return _with(end, before, after, changes.files, truncated=changes.truncated)
+            return end
+        if not changed:
+            return end
+        return replace(end, files=changed[0].files, files_truncated=changed[0].files_truncated, changes=changed)
 
-
-def _with(end: TurnEnd, before: str | None, after: str | None, files: Sequence[Json], *, truncated: bool) -> TurnEnd:
-    return TurnEnd(end.outcome, end.final_text, files, truncated, end.error, before, after, end.reason)
+    async def _with_results(self, end: TurnEnd) -> TurnEnd:
+        """Add what a child has left for its parent."""
+        if self.row.parent_id is None:
+            return end
+        try:
+            return replace(end, results=await self._deps.results(self.row))
+        except (OublietteError, OSError) as error:
+            log.warning("no list of results", session=self.row.session_id, error=str(error))
+            return end
 
 
 def _first(group: BaseExceptionGroup[OublietteError]) -> OublietteError:
     for error in group.exceptions:
         return _first(error) if isinstance(error, BaseExceptionGroup) else error
     raise AssertionError("an exception group is never empty")
-
-
-async def _next_batch(stream: trio.MemoryReceiveChannel[AgentEvent]) -> list[AgentEvent]:
-    """Whatever has arrived, at least one: many small events become one write. Raises AgentError at the end."""
-    try:
-        batch = [await stream.receive()]
-    except trio.EndOfChannel:
-        raise AgentError("The agent's events ended without an outcome.", retryable=True) from None
-    while len(batch) < BATCH:
-        try:
-            batch.append(stream.receive_nowait())
-        except (trio.WouldBlock, trio.EndOfChannel):
-            break
-    return batch

@@ -27,9 +27,11 @@ from oubliette.core.model import (
     TurnStatus,
 )
 from oubliette.core.session_state import SessionEvent
+from oubliette.session import budgets
 from oubliette.session.ask_units import resolve_request
 from oubliette.session.status import move, require_session
-from oubliette.store import events, model_requests, requests, sessions, turns
+from oubliette.store import changes, events, model_requests, requests, sessions, turns
+from oubliette.store.changes import ChangeRow
 from oubliette.store.database import Tx
 
 
@@ -41,6 +43,8 @@ def begin_turn(tx: Tx, session_id: str, message_id: str, at: datetime) -> tuple[
     turn = turns.next_queued(tx, session_id)
     if turn is None:
         return None
+    if "run_budget" in turn.overrides:
+        budgets.begin_run(tx, row.root_id, turn.overrides["run_budget"])
     event = events.append(tx, session_id, replace(turn_started_event(turn.turn, turn.prompt), ts=at))
     first = event.index if event else None
     turns.update(
@@ -62,8 +66,8 @@ def agent_accepts(tx: Tx, session_id: str, agent_session_id: str, at: datetime) 
     if row.agent_session_id != agent_session_id:
         sessions.update(tx, session_id, agent_session_id=agent_session_id)
         row = replace(row, agent_session_id=agent_session_id)
-    if row.ending is None and row.open:
-        row = move(tx, row, SessionEvent.TURN_STARTED, at)
+    if row.ending is None and row.open and not budgets.paused(row):
+        row = budgets.pause_if_held(tx, move(tx, row, SessionEvent.TURN_STARTED, at), at)
     return row
 
 
@@ -93,6 +97,10 @@ class TurnEnd:
     tree_before: str | None = None
     tree_after: str | None = None
     reason: Reason | None = None
+    changes: Sequence[ChangeRow] = ()
+    """What ``session diff`` shows later."""
+    results: Sequence[Json] = ()
+    """What lies in the session's results folder: [{path, bytes}]."""
 
 
 def finish_turn(tx: Tx, session_id: str, number: int, end: TurnEnd, at: datetime) -> None:
@@ -124,11 +132,15 @@ def finish_turn(tx: Tx, session_id: str, number: int, end: TurnEnd, at: datetime
         error=end.error,
         tree_before=end.tree_before,
         tree_after=end.tree_after,
+        results=list(end.results),
     )
+    for change in end.changes:
+        changes.keep(tx, change)
     sessions.update(tx, session_id, updated_at=at)
     row = require_session(tx, session_id)  # settling the asks has moved it
     if row.ending is None and row.open and turns.queued_count(tx, session_id) == 0:
         move(tx, row, SessionEvent.SETTLED, at, end.reason)
+    budgets.rest(tx, row.root_id, at)
 
 
 def drop_queued(tx: Tx, session_id: str, at: datetime, outcome: Outcome = Outcome.CANCELLED) -> int:

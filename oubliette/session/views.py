@@ -47,6 +47,8 @@ def turn_view(tx: Tx, turn: TurnRow, *, text_limit: int = FINAL_TEXT) -> Json:
         shape.update(cut("final_text", turn.final_text, text_limit))
     if turn.files:
         shape["files"] = turn.files
+    if turn.results:
+        shape["results"] = turn.results
     if turn.status is not TurnStatus.QUEUED:
         shape["usage"] = model_requests.turn_usage(tx, turn.session_id, turn.turn).as_json()
     if turn.error is not None:
@@ -205,6 +207,8 @@ def _waited(tx: Tx, row: SessionRow, *, rests: bool) -> Json:
         "usage": model_requests.session_usage(tx, row.session_id).as_json(),
         "pending": [request_shape(request) for request in requests.pending(tx, row.session_id)],
     }
+    if row.reason is not None:
+        shape["reason"] = str(row.reason)
     last = last_done(tx, row) if rests else None
     if last is not None:
         shape["turn"] = last.turn
@@ -212,6 +216,8 @@ def _waited(tx: Tx, row: SessionRow, *, rests: bool) -> Json:
             shape["outcome"] = str(last.outcome)
         shape.update(cut("final_text", last.final_text or "", FINAL_TEXT))
         shape["files"] = last.files
+        if last.results:
+            shape["results"] = last.results
         if last.error is not None:
             shape["error"] = last.error
     return shape

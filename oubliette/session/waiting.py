@@ -11,7 +11,15 @@ from oubliette.core.model import EventRow, EventType, Json
 from oubliette.session import views
 from oubliette.session.deps import Deps
 
-WATCHED = frozenset({EventType.COMPLETION, EventType.STATUS, EventType.PERMISSION_REQUEST, EventType.QUESTION})
+WATCHED = frozenset(
+    {
+        EventType.COMPLETION,
+        EventType.STATUS,
+        EventType.PERMISSION_REQUEST,
+        EventType.QUESTION,
+        EventType.CALLER_TOOL_REQUEST,
+    }
+)
 
 
 async def wait(deps: Deps, session_ids: Sequence[str], *, any_one: bool, timeout_seconds: float) -> Json:

@@ -8,8 +8,9 @@ nothing is published.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,7 +23,17 @@ from oubliette.store.schema import open_reader, open_writer
 
 T = TypeVar("T")
 Publish = Callable[[Sequence[EventRow]], None]
-_Effect = EventRow | Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """News for those who hear of a topic."""
+
+    topic: str
+    subject: str
+
+
+_Effect = EventRow | _Told | Callable[[], None]
 
 READERS = 4
 """Reading connections, and so reads at once: enough to hide one slow scan, few enough for two cores."""
@@ -70,6 +81,21 @@ class Tx:
         self._db.execute(sql, args).fetchall()
         return self._db.changes()
 
+    def attempt(self, part: Callable[[Tx], T]) -> T:
+        """A part of a unit that may fail by itself: when it raises, what it wrote and would have told is undone."""
+        effects = self._writing()
+        told = len(effects)
+        self._db.execute("SAVEPOINT part")
+        try:
+            result = part(self)
+        except BaseException:
+            del effects[told:]
+            self._db.execute("ROLLBACK TO part")
+            self._db.execute("RELEASE part")
+            raise
+        self._db.execute("RELEASE part")
+        return result
+
     def publish(self, event: EventRow) -> None:
         """Hand an appended event to subscribers once (and only if) this transaction has committed, in commit order."""
         self._writing().append(event)
@@ -77,6 +103,11 @@ class Tx:
     def after_commit(self, action: Callable[[], None]) -> None:
         """Run a quick synchronous action on the Trio thread after the commit, in order with published events."""
         self._writing().append(action)
+
+    def tell(self, topic: str, subject: str = "") -> None:
+        """Let everybody who hears of ``topic`` (``Store.hear``) know after the commit, in order with published
+        events."""
+        self._writing().append(_Told(topic, subject))
 
     def _writing(self) -> list[_Effect]:
         if self._effects is None:
@@ -124,6 +155,7 @@ class Store:
         self._writers = trio.CapacityLimiter(1)
         self._readers = trio.CapacityLimiter(READERS)
         self._queue: list[_Job] = []
+        self._hearers: dict[str, list[Callable[[str], None]]] = {}
         self._wake = trio.Event()
         self._closing = False
         self._broken: StoreError | None = None
@@ -172,6 +204,17 @@ class Store:
             raise _translated("read from the store", error) from error
         finally:
             self._idle.append(reader)
+
+    @contextmanager
+    def hear(self, topic: str, hear: Callable[[str], None]) -> Iterator[None]:
+        """Have ``hear`` called on the Trio thread with the subject of each ``Tx.tell`` of that topic, after its commit.
+        It must be quick and not raise."""
+        hearers = self._hearers.setdefault(topic, [])
+        hearers.append(hear)
+        try:
+            yield
+        finally:
+            hearers.remove(hear)
 
     async def run_writer(self) -> None:
         """Commit what is queued until the store is closed and the queue is empty; returns by itself, deaf to cancels.
@@ -244,7 +287,11 @@ class Store:
                     if events:
                         self._publish(events)
                         events = []
-                    effect()
+                    if isinstance(effect, _Told):
+                        for hear in list(self._hearers.get(effect.topic, ())):
+                            hear(effect.subject)
+                    else:
+                        effect()
             if events:
                 self._publish(events)
         finally:

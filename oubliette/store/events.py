@@ -10,7 +10,9 @@ from typing import Any
 
 from oubliette import clock
 from oubliette.core.model import EventRow, EventType, NewEvent
+from oubliette.core.notices import WORTH_A_LOOK
 from oubliette.errors import RequestError
+from oubliette.store import webhooks
 from oubliette.store.bodies import stored_form
 from oubliette.store.codec import from_micros, to_micros
 from oubliette.store.database import Tx
@@ -74,6 +76,8 @@ def append(tx: Tx, session_id: str, event: NewEvent) -> EventRow | None:
         tx.run("UPDATE event_logs SET last_seq = ? WHERE session_key = ?", seq, root_key)
     row = EventRow(session_id, root_id, project_id, index, seq, ts, event.type, event.turn, body)
     tx.publish(row)
+    if event.type in WORTH_A_LOOK:
+        webhooks.add_event(tx, row)
     return row
 
 

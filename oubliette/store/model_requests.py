@@ -61,14 +61,37 @@ def turn_usage(tx: Tx, session_id: str, turn: int) -> ModelUsage:
     return _sum(tx, "WHERE session_id = ? AND turn = ?", session_id, turn)
 
 
-def tree_usage(tx: Tx, root_id: str) -> ModelUsage:
-    return _sum(tx, "WHERE root_id = ?", root_id)
+def tree_usage(tx: Tx, root_id: str, since: datetime | None = None) -> ModelUsage:
+    if since is None:
+        return _sum(tx, "WHERE root_id = ?", root_id)
+    return _sum(tx, "WHERE root_id = ? AND ts >= ?", root_id, to_micros(since))
 
 
 def project_usage(tx: Tx, project_id: str, since: datetime | None = None) -> ModelUsage:
     if since is None:
         return _sum(tx, "WHERE project_id = ?", project_id)
     return _sum(tx, "WHERE project_id = ? AND ts >= ?", project_id, to_micros(since))
+
+
+def tree_spent(tx: Tx, root_id: str, counts_from: int) -> tuple[int, int]:
+    """Micro-USD and tokens (read and written) of a tree's requests after that key."""
+    cost, tokens = tx.rows(
+        "SELECT coalesce(sum(cost_microusd), 0), coalesce(sum(input_tokens + output_tokens + cache_read_tokens"
+        " + cache_write_tokens), 0) FROM model_requests WHERE root_id = ? AND request_key > ?",
+        root_id,
+        counts_from,
+    )[0]
+    return cost, tokens
+
+
+def project_spent(tx: Tx, project_id: str, since: datetime) -> int:
+    """Micro-USD of all its requests that were settled since."""
+    found = tx.rows(
+        "SELECT coalesce(sum(cost_microusd), 0) FROM model_requests WHERE project_id = ? AND ts >= ?",
+        project_id,
+        to_micros(since),
+    )
+    return int(found[0][0])
 
 
 def _sum(tx: Tx, where: str, *args: str | int) -> ModelUsage:

@@ -8,7 +8,7 @@ from typing import Any
 from oubliette import clock
 from oubliette.core.model import Json, PlaceState, ProjectRow
 from oubliette.errors import Limit, RequestError
-from oubliette.store import cursors
+from oubliette.store import cursors, schedules
 from oubliette.store.codec import Table, to_micros
 from oubliette.store.database import Tx
 
@@ -88,11 +88,16 @@ def delete(tx: Tx, project_id: str) -> bool:
 
 
 def counts(tx: Tx, project_id: str) -> dict[str, int]:
-    """``workspaces``, ``sessions``, ``open`` (sessions)."""
+    """``workspaces``, ``sessions``, ``open`` (sessions), ``schedules``."""
     workspaces = tx.rows("SELECT count(*) FROM workspaces WHERE project_id = ?", project_id)[0][0]
     sessions, still_open = tx.rows(
         "SELECT count(*), coalesce(sum(status NOT IN ('completed', 'failed', 'cancelled')), 0)"
         " FROM sessions WHERE project_id = ?",
         project_id,
     )[0]
-    return {"workspaces": workspaces, "sessions": sessions, "open": still_open}
+    return {
+        "workspaces": workspaces,
+        "sessions": sessions,
+        "open": still_open,
+        "schedules": schedules.count(tx, project_id),
+    }

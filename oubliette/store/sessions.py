@@ -24,6 +24,12 @@ _SESSIONS = Table(
     computed={"last_index": "l.last_index", "last_seq": "l.last_seq"},
 )
 _OPEN = "t.status NOT IN ('completed', 'failed', 'cancelled')"
+_BELOW = (
+    "WITH RECURSIVE below (session_id) AS (VALUES (?)"
+    " UNION SELECT s.session_id FROM sessions s JOIN below b ON s.parent_id = b.session_id)"
+    " SELECT session_id FROM below"
+)
+"""A session's id and those of all its descendants."""
 
 
 def insert(tx: Tx, row: SessionRow) -> None:
@@ -66,11 +72,13 @@ def list_page(
     parent_id: str | None = None,
     external_id: str | None = None,
     source: str | None = None,
+    below: str | None = None,
     limit: int,
     cursor: str | None = None,
     bound_to: str = "",
 ) -> tuple[list[SessionRow], str | None]:
-    """Newest first. ``bound_to`` is the principal that a cursor is good for."""
+    """Newest first. ``below`` narrows to a session and all its descendants; ``bound_to`` is the principal that a
+    cursor is good for."""
     equal = {
         "project_id": project_id,
         "workspace_id": workspace_id,
@@ -79,7 +87,7 @@ def list_page(
         "external_id": external_id,
         "source": source,
     }
-    filters = ["sessions", equal, status, bound_to]
+    filters = ["sessions", equal, status, below, bound_to]
     conditions = [f"t.{column} = ?" for column, value in equal.items() if value is not None]
     args: list[Any] = [value for value in equal.values() if value is not None]
     if status == "open":
@@ -87,6 +95,9 @@ def list_page(
     elif status is not None:
         conditions.append(f"t.status IN ({', '.join('?' * len(status))})")
         args += [SessionStatus(one).value for one in status]
+    if below is not None:
+        conditions.append(f"t.session_id IN ({_BELOW})")
+        args.append(below)
     if cursor is not None:
         conditions.append("(t.created_at, t.session_id) < (?, ?)")
         args += cursors.decode(cursor, filters, (int, str))
@@ -99,9 +110,7 @@ def subtree(tx: Tx, session_id: str) -> list[SessionRow]:
     """The session and all its descendants, depth first, siblings in order of creation."""
     rows = _SESSIONS.list(
         tx,
-        "WHERE t.session_id IN (WITH RECURSIVE below (session_id) AS ("
-        " VALUES (?) UNION SELECT s.session_id FROM sessions s JOIN below b ON s.parent_id = b.session_id)"
-        " SELECT session_id FROM below) ORDER BY t.created_at DESC, t.session_key DESC",
+        f"WHERE t.session_id IN ({_BELOW}) ORDER BY t.created_at DESC, t.session_key DESC",
         session_id,
     )
     children: dict[str | None, list[SessionRow]] = {}

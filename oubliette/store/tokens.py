@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Final
 
 from oubliette.core.model import TokenRow
 from oubliette.errors import RequestError
@@ -10,7 +11,11 @@ from oubliette.store import cursors
 from oubliette.store.codec import Table, to_micros
 from oubliette.store.database import Tx
 
+TOPIC: Final = "tokens"
+"""``Store.hear`` of it: the token with that id is new, or has ended."""
+
 _TOKENS = Table("tokens", TokenRow)
+_LENT_BY = "kind = 'agent' AND json_extract(created_by, '$.id') = ?"
 
 
 def create(tx: Tx, row: TokenRow, secret_hash: bytes) -> None:
@@ -24,6 +29,7 @@ def create(tx: Tx, row: TokenRow, secret_hash: bytes) -> None:
         hint = "Revoke it first, or choose another name."
         raise RequestError("conflict", f"There is a token named {row.name!r} already.", field="name", hint=hint)
     _TOKENS.insert(tx, row, secret_hash=secret_hash)
+    tx.tell(TOPIC, row.token_id)
 
 
 def by_hash(tx: Tx, secret_hash: bytes) -> TokenRow | None:
@@ -52,11 +58,25 @@ def list_page(
 
 
 def revoke(tx: Tx, token_id: str, at: datetime) -> bool:
-    """False when there is none, or it was revoked before."""
-    changed = tx.run(
-        "UPDATE tokens SET revoked_at = ? WHERE token_id = ? AND revoked_at IS NULL", to_micros(at), token_id
-    )
+    """With everything that it has lent to agents. False when there is none, or it was revoked before."""
+    micros = to_micros(at)
+    tx.run(f"UPDATE tokens SET revoked_at = ? WHERE {_LENT_BY} AND revoked_at IS NULL", micros, token_id)
+    changed = tx.run("UPDATE tokens SET revoked_at = ? WHERE token_id = ? AND revoked_at IS NULL", micros, token_id)
+    tx.tell(TOPIC, token_id)
     return changed == 1
+
+
+def answering(tx: Tx) -> list[TokenRow]:
+    """Those that answer for the runs of schedules which are not paused, ended ones included."""
+    return _TOKENS.list(
+        tx, "WHERE t.token_id IN (SELECT authority FROM schedules WHERE paused IS NULL AND authority IS NOT NULL)"
+    )
+
+
+def succeed(tx: Tx, old_id: str, new_id: str, at: datetime) -> None:
+    """A token takes the place of another, which is revoked: what that one has lent to agents is the new one's."""
+    tx.run(f"UPDATE tokens SET created_by = json_set(created_by, '$.id', ?) WHERE {_LENT_BY}", new_id, old_id)
+    revoke(tx, old_id, at)
 
 
 def touch(tx: Tx, token_id: str, at: datetime) -> None:

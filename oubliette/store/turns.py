@@ -25,6 +25,11 @@ def last(tx: Tx, session_id: str) -> TurnRow | None:
     return _TURNS.find(tx, "WHERE t.session_id = ? AND t.status <> 'queued' ORDER BY t.turn DESC LIMIT 1", session_id)
 
 
+def first_with_tree(tx: Tx, session_id: str) -> TurnRow | None:
+    """The first one that has a snapshot of the work tree from before it began."""
+    return _TURNS.find(tx, "WHERE t.session_id = ? AND t.tree_before IS NOT NULL ORDER BY t.turn LIMIT 1", session_id)
+
+
 def next_queued(tx: Tx, session_id: str) -> TurnRow | None:
     return _TURNS.find(tx, "WHERE t.session_id = ? AND t.status = 'queued' ORDER BY t.turn LIMIT 1", session_id)
 

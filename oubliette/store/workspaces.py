@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Collection
 from typing import Any
 
 import apsw
@@ -53,16 +55,42 @@ def in_states(tx: Tx, states: list[PlaceState]) -> list[WorkspaceRow]:
 
 
 def list_page(
-    tx: Tx, project_id: str, limit: int, cursor: str | None = None, *, bound_to: str = ""
+    tx: Tx,
+    project_id: str | None,
+    limit: int,
+    cursor: str | None = None,
+    *,
+    ids: Collection[str] | None = None,
+    bound_to: str = "",
 ) -> tuple[list[WorkspaceRow], str | None]:
-    """Newest first."""
-    filters = ["workspaces", project_id, bound_to]
-    where, args = "WHERE t.project_id = ? ", [project_id]
+    """Newest first; ``project_id`` None: of all projects. ``ids`` narrows to these; the cursor outlives a change of
+    them."""
+    filters = ["workspaces", project_id, ids is not None, bound_to]
+    conditions: list[str] = []
+    args: list[Any] = []
+    if project_id is not None:
+        conditions.append("t.project_id = ?")
+        args.append(project_id)
+    if ids is not None:
+        conditions.append("t.workspace_id IN (SELECT value FROM json_each(?))")
+        args.append(json.dumps(sorted(ids)))
     if cursor is not None:
-        where += "AND (t.created_at, t.workspace_id) < (?, ?) "
+        conditions.append("(t.created_at, t.workspace_id) < (?, ?)")
         args += cursors.decode(cursor, filters, (int, str))
+    where = f"WHERE {' AND '.join(conditions)} " if conditions else ""
     rows = _WORKSPACES.list(tx, where + "ORDER BY t.created_at DESC, t.workspace_id DESC LIMIT ?", *args, limit + 1)
     return cursors.page(rows, limit, lambda row: (to_micros(row.created_at), row.workspace_id), filters)
+
+
+def made_by_tree(tx: Tx, root_id: str) -> list[tuple[str, str]]:
+    """(workspace_id, session_id) for each workspace that a session of that tree has made."""
+    rows = tx.rows(
+        "SELECT w.workspace_id, s.session_id FROM sessions s JOIN workspaces w"
+        " ON w.project_id = s.project_id AND w.created_by ->> '$.id' = s.session_id"
+        " WHERE s.root_id = ? AND w.created_by ->> '$.kind' IN ('session', 'agent')",
+        root_id,
+    )
+    return [(row[0], row[1]) for row in rows]
 
 
 def update(tx: Tx, workspace_id: str, **fields: Any) -> bool:

@@ -81,6 +81,8 @@ def test_allowed_tools_keep_what_is_asked_about_them() -> None:
     assert decided(found, "bash", "ls -la") == "allow"
     assert decided(found, "docs_search", "*") == "allow"
     assert decided(found, "external_directory", "/etc/*") == "ask"
+    for given in ("/state/context/*", "/state/results/gogol_1/*"):
+        assert decided(found, "external_directory", given) == "allow"
     assert decided(found, "edit") == "deny"
     assert decided(found, "oubliette_session") == "deny"
 

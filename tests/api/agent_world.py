@@ -36,10 +36,16 @@ FOREIGN_WORKSPACE = "91aa0000-0000-4000-8000-00000000000f"
 PATIENCE = 10
 
 
+def calling(number: int, stamp: str, **arguments: Any) -> dict[str, Any]:
+    """A call of the session tool, as the plugin stamps it."""
+    params = {"name": "session", "arguments": {**arguments, "_session": stamp}}
+    return {"id": number, "method": "tools/call", "params": params}
+
+
 class Wire:
     """The agent's end of one stream."""
 
-    def __init__(self, stream: trio.StapledStream[Any, Any]) -> None:
+    def __init__(self, stream: trio.abc.HalfCloseableStream) -> None:
         self.stream = stream
         self._held = b""
         self._ids = itertools.count(1)
@@ -99,7 +105,7 @@ class Agents:
         finally:
             await trio.aclose_forcefully(ours)
 
-    async def serve(self, stream: trio.StapledStream[Any, Any], container: str, caller_id: str) -> None:
+    async def serve(self, stream: trio.abc.HalfCloseableStream, container: str, caller_id: str) -> None:
         """As the relay host does."""
         try:
             await self.door.serve(stream, container, caller_id)
@@ -145,9 +151,9 @@ def _places(tx: Tx) -> None:
 
 
 @asynccontextmanager
-async def open_agents(path: Path, *, opened: bool = True) -> AsyncIterator[Agents]:
-    """``opened`` False: the test opens the door itself."""
-    async with open_doors(path) as doors, trio.open_nursery() as nursery:
+async def open_agents(path: Path, *, opened: bool = True, defaults: Json | None = None) -> AsyncIterator[Agents]:
+    """``opened`` False: the test opens the door itself. ``defaults``: those of the config."""
+    async with open_doors(path, defaults=defaults) as doors, trio.open_nursery() as nursery:
         await doors.world.store.write(_places)
         agents = Agents(doors, Desk(Shared(doors.services), Registry(TOOLS)), AgentDoor("0.1.0"), nursery)
         if opened:

@@ -22,17 +22,13 @@ from tests.api.agent_world import (
     OTHER_WORKSPACE,
     Agents,
     Wire,
+    calling,
     open_agents,
     settings,
 )
 from tests.api.world import OTHER_PROJECT
 
-MAY = {"spawn", "message", "wait", "get", "list", "events", "interrupt", "end", "cancel"}
-
-
-def calling(number: int, stamp: str, **arguments: Any) -> dict[str, Any]:
-    params = {"name": "session", "arguments": {**arguments, "_session": stamp}}
-    return {"id": number, "method": "tools/call", "params": params}
+MAY = {"spawn", "message", "wait", "get", "list", "tree", "events", "diff", "merge", "interrupt", "end", "cancel"}
 
 
 async def test_a_stream_is_served_without_a_handshake_and_takes_one_all_the_same(tmp_path: Path) -> None:
@@ -278,9 +274,9 @@ async def test_streams_wait_for_the_doors_and_end_with_them(tmp_path: Path) -> N
                 await late.ask("tools/list")
 
 
-async def test_nobody_elses_tools_are_served_yet_and_no_unknown_container(tmp_path: Path) -> None:
+async def test_no_caller_of_an_impossible_name_is_served_and_no_unknown_container(tmp_path: Path) -> None:
     async with open_agents(tmp_path) as agents:
-        for container, caller_id in (("c0ffee00", "ide"), ("nothing", "")):
+        for container, caller_id in (("c0ffee00", "../IDE"), ("nothing", "")):
             async with agents.wire(container, caller_id) as wire:
                 with pytest.raises((EOFError, trio.BrokenResourceError)):
                     await wire.ask("tools/list")

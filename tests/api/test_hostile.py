@@ -18,6 +18,7 @@ Case = tuple[str, Any, str, str]
 """Tool, arguments, expected code, a word that the message must hold (the field, mostly)."""
 
 SPAWN = {"action": "spawn", "project_id": PROJECT}
+LOOK = {"action": "read", "project_id": PROJECT}
 
 CASES: list[Case] = [
     # nothing, null, wrong kinds
@@ -109,6 +110,22 @@ CASES: list[Case] = [
     ("session", {"action": "list", "cursor": "x" * 2000}, "invalid_cursor", "cursor"),
     ("session", {"action": "answer", "request_id": "req_none", "reply": "once"}, "not_found", "request"),
     ("session", {"action": "answer", "request_id": "req_none", "answers": {"a": {"b": []}}}, "not_found", "request"),
+    ("session", {"action": "tree"}, "invalid_argument", "session_id"),
+    ("session", {"action": "tree", "session_id": "gogol_none", "limit": 201}, "invalid_argument", "limit"),
+    ("config_limits", {"session_id": "gogol_none"}, "not_found", "session"),
+    ("config_limits", {"project_id": OTHER_PROJECT}, "not_found", "project"),
+    ("config_limits", {"action": "get"}, "invalid_argument", "no argument"),
+    ("workspace", {"action": "read"}, "invalid_argument", "path"),
+    ("workspace", {**LOOK, "path": "../../etc/passwd"}, "invalid_argument", "path"),
+    ("workspace", {**LOOK, "path": "/etc/passwd"}, "invalid_argument", "path"),
+    ("workspace", {**LOOK, "path": "a\u0000b"}, "invalid_argument", "path"),
+    ("workspace", {**LOOK, "path": "x" * 1025}, "too_large", "path"),
+    ("workspace", {**LOOK, "path": ["a"]}, "invalid_argument", "path"),
+    ("workspace", {**LOOK, "action": "files", "glob": "../*"}, "invalid_argument", "pattern"),
+    ("workspace", {**LOOK, "action": "push"}, "unknown_action", "push"),
+    ("workspace", {"action": "delete", "project_id": PROJECT}, "invalid_argument", "workspace_id"),
+    ("workspace", {**LOOK, "action": "create", "from_workspace": OTHER_PROJECT}, "not_found", "workspace"),
+    ("workspace", {"action": "list", "cursor": "AAAA", "project_id": PROJECT}, "invalid_cursor", "cursor"),
     ("token", {"action": "create", "name": "x", "scope": "root"}, "invalid_argument", "scope"),
     ("token", {"action": "create", "name": "x", "scope": f"project:{OTHER_PROJECT}"}, "not_found", "project"),
     ("token", {"action": "revoke", "token_id": "nobody"}, "not_found", "token"),

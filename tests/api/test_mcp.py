@@ -16,10 +16,11 @@ import trio.testing
 from mcp.server.lowlevel.server import Server
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 
+from oubliette import clock
 from oubliette.api import mcp_private, notify
 from oubliette.api.metrics import REGISTRY
 from oubliette.core.model import EventType, NewEvent
-from oubliette.store import events
+from oubliette.store import events, schedules
 from tests.api.rpc import Rpc, messages, open_rpc
 from tests.api.world import OTHER_PROJECT, PROJECT, Doors, eventually
 
@@ -84,7 +85,9 @@ async def test_the_sdks_own_client_is_served_in_both_eras(doors: Doors, mode: st
         async with doors.mcp("project", mode) as client:
             if mode != "modern":  # a client that pins the version does not ask who is there
                 assert str(client.instructions).startswith("Oubliette runs coding agents")
-            assert [tool.name for tool in (await client.list_tools()).tools] == ["project", "session", "container"]
+            names = {tool.name for tool in (await client.list_tools()).tools}
+            assert {"project", "session", "container", "schedule"} <= names
+            assert "token" not in names
             arguments = {"action": "spawn", "message": "say hi", "model": "scripted"}
             made = await client.call_tool("session", arguments)
             session = made.structured_content["session_id"]
@@ -154,7 +157,7 @@ async def test_resources_are_the_objects_of_the_tools(doors: Doors, modern: bool
             listed = (await rpc.ask("resources/list"))["result"]["resources"]
             assert [one["uri"] for one in listed] == [f"oubliette://sessions/{session}"]
             templates = (await rpc.ask("resources/templates/list"))["result"]["resourceTemplates"]
-            assert len(templates) == 3
+            assert len(templates) == 4
             for uri, arguments in (
                 (
                     f"oubliette://sessions/{session}",
@@ -237,6 +240,35 @@ async def test_a_handshake_client_hears_of_what_it_spawned_or_subscribed_to(door
             assert (await rpc.ask("resources/unsubscribe", uri=f"oubliette://sessions/{other}"))["result"] == {}
             foreign = await rpc.ask("resources/subscribe", uri=f"oubliette://projects/{OTHER_PROJECT}")
             assert foreign["error"]["code"] == -32602
+
+
+async def test_a_subscribed_schedule_tells_of_its_changes_and_runs_until_it_may_no_longer_be_seen(
+    doors: Doors,
+) -> None:
+    made = await doors.tool(
+        "schedule", action="create", name="n", cron_expr="@daily", message="say hi", model="scripted",
+        targets=[{"project_id": PROJECT}],
+    )  # fmt: skip
+    schedule_id = made["schedule_id"]
+    uri = f"oubliette://schedules/{schedule_id}"
+    with trio.fail_after(30):
+        async with open_rpc(doors, "project", modern=True) as rpc, listen(rpc, uri) as (_, notes):
+            assert (await notes.next())["params"]["notifications"]["resourceSubscriptions"] == [uri]
+            await doors.tool("schedule", action="update", schedule_id=schedule_id, name="m")
+            assert (await notes.next())["params"]["uri"] == uri
+            await doors.tool("schedule", action="trigger", schedule_id=schedule_id)
+            assert (await notes.next())["params"]["uri"] == uri
+        async with open_rpc(doors, "project") as rpc, get_stream(rpc) as notes:
+            assert (await rpc.ask("resources/subscribe", uri=uri))["result"] == {}
+            await doors.tool("schedule", action="update", schedule_id=schedule_id, name="o")
+            assert (await notes.next())["params"]["uri"] == uri
+            gone = partial(schedules.project_deleted, project_id=PROJECT, at=clock.now())
+            await doors.world.store.write(gone)
+            session = await doors.world.new("say this comes after it")
+            await rpc.ask("resources/subscribe", uri=f"oubliette://sessions/{session}")
+            await doors.tool("session", action="end", session_id=session)
+            heard = (await notes.next())["params"].get("uri")
+            assert heard == f"oubliette://sessions/{session}", "its place is no longer the client's"
 
 
 async def test_a_client_hears_no_more_than_the_level_it_set(doors: Doors) -> None:

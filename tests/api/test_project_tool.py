@@ -77,6 +77,19 @@ async def test_a_project_token_sees_its_project_without_host_paths_and_sets_no_g
         assert "credentials" in await doors.tool("project", action="options")
 
 
+async def test_a_description_that_is_null_is_taken_away_and_one_that_is_absent_stays(doors: Doors) -> None:
+    with trio.fail_after(20):
+        made = await doors.tool("project", action="create", name="shop", description="sells things")
+        update = partial(doors.tool, "project", action="update", project_id=made["project_id"])
+        assert (await update(name="shop 2"))["description"] == "sells things"
+        assert "description" not in await update(description=None)
+        assert (await update(description="sells more"))["description"] == "sells more"
+        unnamed = await update(name=None)
+        assert unnamed["name"] == "shop 2", "a project always has one"
+        refused = await doors.call("project", action="update", project_id=made["project_id"], description="")
+        assert refused.status_code == 400
+
+
 async def test_projects_read_as_clients_of_the_go_project_expect(doors: Doors) -> None:
     with trio.fail_after(30):
         async with open_rpc(doors) as rpc:

@@ -39,22 +39,19 @@ def listed(who: str, *, split: bool = False) -> dict[str, ToolSchema]:
 
 def actions(who: str) -> set[str]:
     return {
-        f"{name}.{action}"
+        f"{name}.{action}".removesuffix(".")
         for name, schema in listed(who).items()
-        for action in schema.input["properties"]["action"]["enum"]
+        for action in schema.input["properties"].get("action", {"enum": [""]})["enum"]
     }
 
 
 def tokens(who: str) -> float:
     """A pessimistic estimate: JSON of schemas has more than four characters to a token."""
+    annotations = {"readOnlyHint": True, "destructiveHint": False, "openWorldHint": False}
     shown = [
-        {
-            "name": schema.name,
-            "description": schema.description,
-            "inputSchema": schema.input,
-            "outputSchema": schema.output,
-            "annotations": {"readOnlyHint": True, "destructiveHint": False, "openWorldHint": False},
-        }
+        {"name": schema.name, "description": schema.description, "inputSchema": schema.input}
+        # The agents' door lists no more than that.
+        | ({} if who == "agent" else {"outputSchema": schema.output, "annotations": annotations})
         for schema in listed(who).values()
     ]
     return len(json.dumps(shown)) / 4
@@ -82,13 +79,14 @@ def test_schemas_are_flat_and_nothing_in_results_is_required(who: str) -> None:
             assert schema.input["type"] == schema.output["type"] == "object"
             assert not keys_of(schema.input) & FORBIDDEN
             assert not keys_of(schema.output) & FORBIDDEN
-            assert schema.input["required"] == ["action"]
+            named = "action" in schema.input["properties"]
+            assert schema.input.get("required") == (["action"] if named else None)
             assert "required" not in schema.output
             assert "error" in schema.output["properties"]
             jsonschema.Draft202012Validator.check_schema(schema.input)
             jsonschema.Draft202012Validator.check_schema(schema.output)
             for name, shape in schema.input["properties"].items():
-                assert isinstance(shape["type"], str) or name == "command"
+                assert isinstance(shape["type"], str) or name in ("command", "result")
 
 
 def test_every_action_that_an_argument_is_for_is_named_with_a_star_where_it_is_needed() -> None:
@@ -115,10 +113,20 @@ def test_what_a_principal_may_never_do_is_not_listed() -> None:
         "container.list",
         "session.get",
         "session.list",
+        "session.tree",
         "session.events",
+        "session.diff",
         "session.wait",
+        "workspace.list",
+        "workspace.read",
+        "workspace.files",
+        "config_limits",
+        "schedule.get",
+        "schedule.list",
+        "schedule.history",
+        "schedule.preview",
     }
-    assert {action.partition(".")[0] for action in actions("agent")} == {"session"}
+    assert {action.partition(".")[0] for action in actions("agent")} == {"session", "workspace", "config_limits"}
     assert "session.answer" not in actions("agent")
 
 
@@ -135,7 +143,9 @@ def test_split_tools_are_honest_about_what_they_change() -> None:
     schemas = listed("admin", split=True)
     assert schemas["session_read"].read_only
     assert not schemas["session"].read_only
-    assert set(schemas["session_read"].input["properties"]["action"]["enum"]) == {"wait", "get", "list", "events"}
+    reads = schemas["session_read"].input["properties"]["action"]["enum"]
+    assert {"wait", "get", "list", "tree", "events"} <= set(reads)
+    assert not set(reads) & set(schemas["session"].input["properties"]["action"]["enum"])
     assert not set(schemas["session_read"].input["properties"]) & {"request_key", "message"}
     assert all(schema.read_only for schema in listed("reader").values())
     assert all(schema.read_only == (not schema.destructive) for schema in schemas.values())

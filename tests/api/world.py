@@ -27,6 +27,9 @@ from oubliette.errors import ContainerExited
 from oubliette.home import Home
 from oubliette.project.projects import Neighbours, Projects
 from oubliette.runtime.base import ExecResult
+from oubliette.schedule.owners import run_owners
+from oubliette.schedule.scheduler import Scheduler
+from oubliette.schedule.schedules import Schedules
 from oubliette.store import tokens
 from tests.session.world import PROJECT, WORKSPACE, World, open_world
 
@@ -93,11 +96,16 @@ class Doors:
 
 @asynccontextmanager
 async def open_doors(
-    path: Path, *, server: Mapping[str, Any] | None = None, adjust: Callable[[Services], Services] = lambda s: s
+    path: Path,
+    *,
+    server: Mapping[str, Any] | None = None,
+    defaults: Json | None = None,
+    adjust: Callable[[Services], Services] = lambda s: s,
 ) -> AsyncIterator[Doors]:
     config = Config.model_validate({"server": {"address": "127.0.0.1:0", **(server or {})}})
-    async with open_world(path) as world, trio.open_nursery() as nursery:
+    async with open_world(path, defaults=defaults) as world, trio.open_nursery() as nursery:
         projects = await _projects(path, config, world, nursery)
+        schedules = await _schedules(config, world, nursery)
         services = adjust(
             Services(
                 config=config,
@@ -106,6 +114,7 @@ async def open_doors(
                 tree=world.tree,
                 projects=projects,
                 containers=FakeContainers(world),
+                schedules=schedules,
                 version="0.1.0",
                 about=lambda: {"runtimes": [{"name": "fake"}], "versions": {"oubliette": "0.1.0"}},
             )
@@ -194,6 +203,18 @@ async def _projects(path: Path, config: Config, world: World, nursery: trio.Nurs
     projects = Projects(world.store, config, home, neighbours, owner=None, host_env=dict(os.environ))
     await nursery.start(projects.run)
     return projects
+
+
+async def _schedules(config: Config, world: World, nursery: trio.Nursery) -> Schedules:
+    async def never(_moment: datetime) -> None:
+        await trio.sleep_forever()
+
+    scheduler = Scheduler(
+        world.store, world.feed, config, world.tree, now=clock.now, sleep_until=never, fresh_hex=clock.fresh_hex
+    )
+    await nursery.start(scheduler.run)
+    await nursery.start(run_owners, world.store)
+    return Schedules(world.store, config, scheduler, now=clock.now, fresh_hex=clock.fresh_hex)
 
 
 async def _serve(

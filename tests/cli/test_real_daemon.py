@@ -101,8 +101,17 @@ def test_a_daemon_in_the_background_from_start_to_stop(shell: Shell) -> None:
     assert [event["index"] for event in events] == list(range(len(events)))
     assert sum(event["type"] == "completion" for event in events) == 2
     assert "It is done." in shell("session", "tail", session, "-n", "1000").stdout
+    shell("session", "update", session, "--title", "Counted", "--max-cost-usd", "5")
+    limits = json.loads(shell("limits", "--session", session, "--json").stdout)
+    assert (limits["root_id"], limits["cost_usd"]["limit"]) == (session, 5)
+    (place,) = json.loads(shell("workspace", "list", "--project", "shop", "--json").stdout)["workspaces"]
+    assert "answer.txt" in shell("workspace", "files", place["workspace_id"]).stdout
+    assert shell("workspace", "read", place["workspace_id"], "answer.txt").stdout == "42\n"
+    assert "+42" in shell("session", "diff", session).stdout.splitlines()
     shell("session", "end", session)
     assert json.loads(shell("session", "get", session, "--json").stdout)["status"] == "completed"
+    assert f"{session}  completed  completed" in shell("session", "tree", session).stdout
+    assert "Counted" in shell("session", "tree", session, "-f").stdout, "nothing more to come: it returns"
 
     cat = shell("container", "exec", "shop", "--", "sh", "-c", "cat answer.txt; exit 3", code=3)
     assert cat.stdout == "42\n"
@@ -149,3 +158,32 @@ def test_the_demo_runs_twice_and_the_second_time_takes_seconds(shell: Shell) -> 
     assert time.monotonic() - started < 60
     assert "6 28 496" in second.stdout
     assert json.loads(shell("project", "list", "--json", code=3).stdout or "{}") == {}
+
+
+def test_a_schedule_from_its_making_over_a_restart_to_its_third_run_in_one_session(shell: Shell) -> None:
+    shell("serve", "--daemon", "--address", "127.0.0.1:0")
+    shell("project", "create", "shop")
+    made = shell(
+        "schedule", "create", "nightly", "--cron", "0 3 * * *", "--timezone", "Europe/Berlin", "--target", "shop",
+        "--message", "say the night was quiet", "--model", "scripted",
+    )  # fmt: skip
+    schedule_id = made.stdout.strip()
+    assert "Europe/Berlin (" in made.stderr
+    assert "at 03:00" in made.stderr
+    first = shell("schedule", "trigger", "nightly", "--wait").stdout
+    assert first.endswith("the night was quiet\n")
+    shell("stop")
+    shell("serve", "--daemon", "--address", "127.0.0.1:0")
+    second = json.loads(shell("schedule", "trigger", schedule_id, "--wait", "--json").stdout)["runs"][0]
+    assert (second["status"], second["session"], second["turn"]) == ("succeeded", "pinned", 2)
+    shell("session", "end", second["session_id"])
+    third = json.loads(shell("schedule", "trigger", schedule_id, "--wait", "--json").stdout)["runs"][0]
+    assert (third["session_id"], third["session"], third["turn"]) == (second["session_id"], "resumed", 3)
+    assert len(json.loads(shell("schedule", "history", "nightly", "--json").stdout)["runs"]) == 3
+    assert "there are more" in shell("schedule", "history", "nightly", "--limit", "2").stderr
+    shown = shell("schedule", "get", "nightly").stdout
+    assert shown.startswith(f"{schedule_id}  nightly  enabled\n")
+    shell("schedule", "update", "nightly", "--disable")
+    assert "disabled" in shell("schedule", "list").stdout
+    shell("schedule", "delete", "nightly", "--yes")
+    assert "no schedules" in shell("schedule", "list").stderr

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oubliette_client.bridge import Lines, Pending, lost
+from oubliette_client.bridge import LINE_BYTES, Lines, Pending, lost
 
 PROGRAM = Path(__file__).parents[2] / "client" / "oubliette_client" / "__main__.py"
 
@@ -35,6 +37,27 @@ def test_a_line_that_is_too_long_is_dropped_and_the_next_is_not() -> None:
     assert lines.feed(b"x" * 8) == []
     assert lines.feed(b"x" * 8) == []
     assert lines.feed(b"xx\nshort\n") == [b"short"]
+
+
+@given(st.lists(st.integers(0, 24), min_size=1, max_size=6), st.lists(st.integers(0, 200), max_size=6))
+def test_exactly_the_lines_that_fit_survive_whatever_the_split(lengths: list[int], cuts: list[int]) -> None:
+    """Ten bytes fit, their newline included; one that is longer is dropped whole and takes no other with it."""
+    sent = [bytes([ord("a") + number]) * length for number, length in enumerate(lengths)]
+    data = b"".join(line + b"\n" for line in sent)
+    edges = [0, *sorted(cut % (len(data) + 1) for cut in cuts), len(data)]
+    lines = Lines(limit=10)
+    heard = [line for start, end in pairwise(edges) for line in lines.feed(data[start:end])]
+    assert heard == [line for line in sent if 0 < len(line) < 10]
+
+
+def test_every_split_in_three_of_a_conversation_says_the_same() -> None:
+    data = json.dumps(call(1)).encode() + b"\r\n\n" + b'{"jsonrpc":"2.0","id":"\xc3\xa9","result":{}}\n'
+    whole = Lines().feed(data)
+    assert len(whole) == 2
+    for first, second in combinations(range(len(data) + 1), 2):
+        lines = Lines()
+        pieces = (data[:first], data[first:second], data[second:])
+        assert [line for piece in pieces for line in lines.feed(piece)] == whole
 
 
 def test_only_calls_are_pending_and_each_is_answered_once() -> None:
@@ -107,7 +130,12 @@ class Rig:
 
 
 @asynccontextmanager
-async def open_rig(path: Path) -> AsyncIterator[Rig]:
+async def open_rig(path: Path, *, patience_seconds: float | None = None) -> AsyncIterator[Rig]:
+    """``patience_seconds``: instead of the program's own."""
+    program = [str(PROGRAM)]
+    if patience_seconds is not None:
+        source = PROGRAM.read_text().replace("PATIENCE_SECONDS = 20.0", f"PATIENCE_SECONDS = {patience_seconds}")
+        program = ["-c", f"__file__ = {str(PROGRAM)!r}\n" + source.replace("from __future__ import annotations\n", "")]
     address = str(path / "s")
     sock = trio.socket.socket(trio.socket.AF_UNIX)
     await sock.bind(address)
@@ -115,7 +143,7 @@ async def open_rig(path: Path) -> AsyncIterator[Rig]:
     async with trio.open_nursery() as nursery:
         start = partial(
             trio.run_process,
-            [sys.executable, str(PROGRAM), "ide"],
+            [sys.executable, *program, "ide"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={"OUBLIETTE_RELAY_SOCKET": address},
@@ -183,3 +211,89 @@ async def test_garbage_from_either_side_breaks_nothing(tmp_path: Path, garbage: 
         await rig.agent_says(call(9))
         heard = await rig.agent_hears()
         assert heard["method"] == "x"
+
+
+async def test_bytes_that_come_one_by_one_make_the_same_lines(tmp_path: Path) -> None:
+    async with open_rig(tmp_path) as rig:
+        daemon = await rig.accept()
+        assert rig.process.stdin is not None
+        for byte in json.dumps(call(1)).encode() + b"\n":
+            await rig.process.stdin.send_all(bytes([byte]))
+        assert await daemon.read() == call(1)
+        answer = {"jsonrpc": "2.0", "id": 1, "result": {"content": "\u00fc"}}
+        for byte in json.dumps(answer, ensure_ascii=False).encode() + b"\n":
+            await daemon._stream.send_all(bytes([byte]))
+        assert await rig.agent_hears() == answer
+
+
+async def test_half_an_answer_never_reaches_the_agent(tmp_path: Path) -> None:
+    """The daemon dies in the middle of a line: the call broke, and the next connection's lines are whole."""
+    async with open_rig(tmp_path) as rig:
+        daemon = await rig.accept()
+        await rig.agent_says(call(1))
+        await daemon.read()
+        await daemon._stream.send_all(b'{"jsonrpc": "2.0", "id": 1, "resu')
+        await daemon.hang_up()
+        broken = await rig.agent_hears()
+        assert (broken["id"], broken["error"]["data"]["error"]["code"]) == (1, "unavailable")
+        daemon = await rig.accept()
+        assert (await rig.agent_hears())["method"] == "notifications/tools/list_changed"
+        await rig.agent_says(call(2))
+        assert await daemon.read() == call(2)
+        await daemon.say({"jsonrpc": "2.0", "id": 2, "result": {}})
+        assert (await rig.agent_hears())["id"] == 2
+
+
+async def test_a_call_that_fits_no_line_is_answered_and_not_sent(tmp_path: Path) -> None:
+    async with open_rig(tmp_path) as rig:
+        daemon = await rig.accept()
+        long = {**call(1), "params": {"name": "session", "arguments": {"message": "x" * LINE_BYTES}}}
+        await rig.agent_says(long)
+        refused = await rig.agent_hears()
+        assert refused["id"] == 1
+        assert refused["error"]["message"].startswith("too_large: ")
+        assert not refused["error"]["data"]["error"]["retryable"]
+        await rig.agent_says(call(2))
+        assert await daemon.read() == call(2)
+
+
+async def test_a_daemon_that_stays_away_is_waited_for_once_and_not_once_for_each_call(tmp_path: Path) -> None:
+    async with open_rig(tmp_path, patience_seconds=0.5) as rig:
+        daemon = await rig.accept()
+        await rig.listener.aclose()
+        (tmp_path / "s").unlink()
+        await daemon.hang_up()
+        began = trio.current_time()
+        for number in range(10):
+            await rig.agent_says(call(number))
+        for number in range(10):
+            refused = await rig.agent_hears()
+            assert refused["id"] == number
+            assert "Nothing was done" in refused["error"]["message"]
+            assert refused["error"]["data"]["error"]["retryable"]
+        assert trio.current_time() - began < 3
+        sock = trio.socket.socket(trio.socket.AF_UNIX)
+        await sock.bind(str(tmp_path / "s"))
+        sock.listen()
+        rig.listener = trio.SocketListener(sock)
+        daemon = await rig.accept()
+        await rig.agent_says(call(11))
+        assert await daemon.read() == call(11), "what was refused is not sent later"
+
+
+async def test_a_daemon_that_reads_nothing_holds_up_the_agent_and_not_the_memory(tmp_path: Path) -> None:
+    async with open_rig(tmp_path) as rig:
+        await rig.accept()
+        assert rig.process.stdin is not None
+        line = json.dumps({**call(1), "padding": "x" * 50_000}).encode() + b"\n"
+        sent = 0
+        with trio.move_on_after(1.5):
+            while True:
+                await rig.process.stdin.send_all(line)
+                sent += len(line)
+        assert sent < 4 << 20, "the kernel's buffers and one line"
+        assert _resident_bytes(rig.process.pid) < 64 << 20
+
+
+def _resident_bytes(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

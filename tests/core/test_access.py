@@ -5,7 +5,17 @@ from itertools import pairwise, product
 import pytest
 
 from oubliette.core import access
-from oubliette.core.access import TABLE, allowed_actions, check, may_ever, no_such, parse_scope, require_known
+from oubliette.core.access import (
+    NOT_BY_GRANT,
+    TABLE,
+    allowed_actions,
+    check,
+    covers,
+    may_ever,
+    no_such,
+    parse_scope,
+    require_known,
+)
 from oubliette.core.model import LOCAL, Principal, Scope
 from oubliette.errors import RequestError
 
@@ -144,3 +154,36 @@ def test_no_rule_grants_more_to_a_reader_than_to_a_writer() -> None:
         assert allowed_actions(caller(less)) <= allowed_actions(caller(more))
     assert allowed_actions(caller("session")) <= allowed_actions(caller("project"))
     assert access.Need.ADMIN > access.Need.READ
+
+
+SCOPES = ["admin", "admin:ro", f"project:{P}", f"project:{P}:ro", f"project:{Q}", f"project:{Q}:ro"]
+
+
+@pytest.mark.parametrize(("outer", "inner"), list(product(SCOPES, SCOPES)))
+def test_a_scope_covers_another_when_it_may_do_everything_that_the_other_may(outer: str, inner: str) -> None:
+    """Against the table itself: every action on either project."""
+
+    def may(text: str) -> set[tuple[str, str]]:
+        principal = Principal("token", "tok_1", "laptop", parse_scope(text))
+        done = set()
+        for action, project_id in product(TABLE, (P, Q)):
+            try:
+                check(principal, action, project_id)
+            except RequestError:
+                continue
+            done.add((action, project_id))
+        return done
+
+    assert covers(parse_scope(outer), parse_scope(inner)) is (may(inner) <= may(outer))
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_an_agent_with_a_scope_may_what_a_token_of_it_may_but_tokens_and_schedules(scope: str) -> None:
+    token = Principal("token", "tok_1", "laptop", parse_scope(scope))
+    agent = Principal("agent", "gogol_1", "gogol_1", parse_scope(scope), "tok_2")
+    assert allowed_actions(agent) == allowed_actions(token) - NOT_BY_GRANT
+    assert agent.as_json() == {"kind": "session", "id": "gogol_1", "name": "gogol_1"}
+    for action in NOT_BY_GRANT:
+        with pytest.raises(RequestError) as caught:
+            check(agent, action, P)
+        assert caught.value.code == "permission_denied"

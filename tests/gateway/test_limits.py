@@ -13,9 +13,9 @@ import pytest
 import trio
 
 from oubliette.core import limits
-from oubliette.gateway import gateway as gateway_module
-from oubliette.gateway.gateway import MAX_REQUESTS
+from oubliette.gateway import places
 from oubliette.gateway.models import Wire
+from oubliette.gateway.places import MAX_REQUESTS
 from oubliette.gateway.upstream import UpstreamAnswer, UpstreamCut, Upstreams
 from oubliette.store import sessions
 from tests.gateway.world import CAPABILITY, WIRES, World, add_session, open_world, request_body, sdk_headers
@@ -205,7 +205,7 @@ async def test_a_body_over_the_limit_is_refused_unread(world: World) -> None:
 
 
 async def test_bodies_of_one_container_are_bounded_together(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gateway_module, "MAX_BODY_BYTES_AT_ONCE", 5000)
+    monkeypatch.setattr(places, "MAX_BODY_BYTES_AT_ONCE", 5000)
     head = f"POST /anthropic/v1/messages HTTP/1.1\r\nHost: h\r\nx-api-key: {CAPABILITY}\r\nContent-Length: 4000\r\n\r\n"
     with trio.fail_after(5):
         first = await trio.open_tcp_stream("127.0.0.1", world.port)

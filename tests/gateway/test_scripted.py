@@ -140,6 +140,23 @@ def test_it_quotes_earlier_messages_the_system_text_the_tools_and_the_settings()
     assert text_of(answer(user("@tool a\n@echo-last-tool 3"), CALLED, result("first", "second"))) == "sec"
 
 
+def test_it_quotes_fields_of_a_result_a_line_for_each_object() -> None:
+    told = {
+        "sessions": [
+            {"outcome": "completed", "final_text": " one\n", "turn": 1},
+            {"outcome": "failed", "final_text": "", "error": {"message": "no luck"}},
+            {"status": "running"},
+        ]
+    }
+    script = user("@tool a\n@quote outcome final_text error.message")
+    assert text_of(answer(script, CALLED, result(json.dumps(told)))) == "- completed: one\n- failed: no luck"
+    assert text_of(answer(user("@tool a\n@quote turn"), CALLED, result(json.dumps(told)))) == "- 1"
+    assert "has no colour" in text_of(answer(user("@tool a\n@quote colour"), CALLED, result(json.dumps(told))))
+    assert "is not JSON" in text_of(answer(user("@tool a\n@quote x"), CALLED, result("plain words")))
+    assert "is not JSON" in text_of(answer(user("@quote x")))
+    assert "takes the names of fields" in text_of(answer(user("@quote")))
+
+
 def test_it_says_which_images_it_was_shown() -> None:
     shown = Said("user", ("@images",), pictures=(Picture("image/png", b"abc"),))
     digest = hashlib.sha256(b"abc").hexdigest()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import trio
 
+from oubliette import clock
 from oubliette.config import Config, load_config
 from oubliette.core.model import (
     Autonomy,
@@ -189,6 +190,7 @@ async def open_world(
     settings: Mapping[str, Any] | None = None,
     capability: str = CAPABILITY,
     models: Models | None = None,
+    now: Callable[[], datetime] = clock.now,
 ) -> AsyncIterator[World]:
     """Everything up; ``models`` adds aliases to the config or changes them."""
     events: list[EventRow] = []
@@ -199,9 +201,10 @@ async def open_world(
     ):
         await store.write(partial(lay_out, settings=settings, capability=capability))
         config = config_for(provider, directory, models or {})
-        meter = Meter(store, config)
+        meter = Meter(store, config, now=now)
         await nursery.start(meter.run)
         gateway = Gateway(config, meter)
+        await nursery.start(gateway.run)
         serve = partial(gateway.serve_model, container_id="c1")
         [listener] = await nursery.start(partial(trio.serve_tcp, serve, 0, host="127.0.0.1"))
         yield World(config, gateway, meter, store, provider, listener.socket.getsockname()[1], events)

@@ -311,7 +311,7 @@ async def test_the_view_is_the_documented_shape_and_shows_paths_to_admins_only(w
         assert view["limits"]["max_cost_usd"] == 3
         assert view["limits"]["max_agents_per_session"] == 50
         assert view["usage"]["cost_usd"] == 0.25
-        assert view["counts"] == {"workspaces": 1, "sessions": 0, "open": 0}
+        assert view["counts"] == {"workspaces": 1, "sessions": 0, "open": 0, "schedules": 0}
         workspace = await world.projects.workspaces.get(row.default_workspace_id)
         place = await world.store.read(partial(world.projects.views.workspace, row=workspace, principal=principal))
         Workspace.model_validate(place)

@@ -6,7 +6,7 @@ import trio.testing
 
 from oubliette.config.server import Git
 from oubliette.errors import RequestError
-from oubliette.project.remote import Remote, addresses_of, all_public, check_branch, check_remote
+from oubliette.project.remote import Remote, addresses_of, check_branch, check_remote
 
 
 @pytest.mark.parametrize(
@@ -107,12 +107,6 @@ async def test_a_host_without_an_address_is_a_failed_clone() -> None:
     with pytest.raises(RequestError) as caught:
         await addresses_of(check_remote("https://github.com/o/r", Git()), Git())
     assert caught.value.code == "clone_failed"
-
-
-def test_addresses_that_hide_others_are_seen_through() -> None:
-    assert all_public(["140.82.121.4", "2606:4700::1"])
-    for hidden in ("::ffff:10.0.0.1", "2002:7f00:1::", "64:ff9b::7f00:1", "224.0.0.1", "ff02::1", "fe80::1%eth0"):
-        assert not all_public([hidden]), hidden
 
 
 @pytest.mark.parametrize("branch", ["main", "feature/x-1", "v1.2", "user@work", "a" * 200])

@@ -10,7 +10,15 @@ from oubliette.errors import RequestError
 from oubliette.project.contents import git_credential
 from oubliette.project.options import project_options
 from oubliette.project.remote import Remote
-from oubliette.project.settings import SETTINGS, check_settings, effective_limits, guarded_keys, merged, secrets_of
+from oubliette.project.settings import (
+    SETTINGS,
+    check_prices,
+    check_settings,
+    effective_limits,
+    guarded_keys,
+    merged,
+    secrets_of,
+)
 from oubliette.runtime.base import RuntimeReport
 from tests.project.conftest import project_principal
 from tests.store.rows import AT
@@ -39,7 +47,8 @@ CONFIG = Config.model_validate(
         ("reasoning", "max"), ("network", "none"), ("container_type", "heavy"), ("container_type", "base"),
         ("workspace_isolation", False), ("protected_paths", ["ci", "a/b"]), ("disabled_tools", ["bash", "web_*"]),
         ("permissions", {"bash": {"git push *": "ask"}, "edit": "allow"}), ("agent_scope", "none"),
-        ("agent_scope", "admin:ro"), ("credential_refs", {"github": "work", "provider": "anthropic"}),
+        ("agent_scope", "project"), ("agent_scope", "project:ro"), ("agent_scope", "admin:ro"),
+        ("credential_refs", {"github": "work", "provider": "anthropic"}),
         ("limits", {"max_recursion_depth": 0, "max_cost_usd": 1.5, "turn_timeout_minutes": 0.5}),
         ("mcp_servers", {"docs": {"type": "remote", "url": "https://x.example", "enabled": True}}),
         ("github_token", "ghp_x"),
@@ -59,7 +68,8 @@ def test_a_good_setting_is_stored_as_it_is(key: str, value: Any) -> None:
         ("workspace_isolation", "yes"), ("protected_paths", ["/etc"]), ("protected_paths", ["../x"]),
         ("protected_paths", [1]), ("protected_paths", "ci"), ("disabled_tools", ["a b"]), ("disabled_tools", [None]),
         ("permissions", {"bash": "yes"}), ("permissions", {"bash": {"x": 1}}), ("permissions", []),
-        ("agent_scope", "root"), ("agent_scope", 1), ("credential_refs", {"github": "nope"}),
+        ("agent_scope", "root"), ("agent_scope", "project:x"), ("agent_scope", 1),
+        ("credential_refs", {"github": "nope"}),
         ("credential_refs", {"x": "y"}), ("credential_refs", "work"), ("limits", {"nope": 1}), ("limits", [1]),
         ("limits", {"max_cost_usd": -1}), ("limits", {"max_cost_usd": True}), ("limits", {"max_cost_usd": "5"}),
         ("limits", {"max_agents_per_session": 0}), ("limits", {"max_agents_per_session": 1.5}),
@@ -175,3 +185,32 @@ def test_every_setting_of_the_contract_is_known() -> None:
         " workspace_isolation protected_paths disabled_tools mcp_servers permissions agent_scope"
     )
     assert set(keys.split()) == SETTINGS
+
+
+def test_a_budget_of_a_project_needs_models_whose_price_is_known() -> None:
+    config = CONFIG.model_validate(
+        {
+            **CONFIG.model_dump(by_alias=True, exclude_unset=True),
+            "models": {
+                "models": {
+                    "opus": {"model": "claude-opus-4-6", "provider": "anthropic"},
+                    "mystery": {"model": "nobody-knows-it", "provider": "anthropic"},
+                    "told": {"model": "nobody-knows-it", "provider": "anthropic", "cost": {"input": 1, "output": 2}},
+                    "free": {"model": "nobody-knows-it", "provider": "anthropic", "cost": {"input": 0, "output": 0}},
+                }
+            },
+        }
+    )
+    limits = {"max_cost_usd": 5}
+    for alias in ("opus", "told", "free", "scripted"):
+        check_prices(config, {"limits": limits, "model": alias})
+    check_prices(config, {"limits": {"max_tokens_per_session": 1_000}, "model": "mystery"})
+    check_prices(config, {"model": "mystery"})
+    for settings in (
+        {"limits": limits, "model": "mystery"},
+        {"limits": {"max_cost_usd_per_day": 5}, "model": "mystery"},
+        {"limits": limits, "model": "opus", "allowed_models": ["opus", "mystery"]},
+    ):
+        with pytest.raises(RequestError) as caught:
+            check_prices(config, settings)
+        assert "models.models.mystery" in caught.value.hint

@@ -22,6 +22,7 @@ from oubliette.agent.base import (
     Prompt,
 )
 from oubliette.core.model import EventType, RequestKind
+from oubliette.errors import AgentProtocolError
 from oubliette.runtime.base import ExecResult
 
 
@@ -49,6 +50,10 @@ class FakeAgent:
         self.killed: list[str] = []
         self.replied: list[tuple[str, str]] = []
         self.running: set[str] = set()
+        self.servers: dict[str, dict[str, bool]] = {}
+        """MCP servers of each directory, and whether they are connected."""
+        self.added: list[tuple[str, str, Mapping[str, Any]]] = []
+        self.refuses_servers = False
 
     async def create_session(self, spec: AgentSessionSpec) -> str:
         await trio.lowlevel.checkpoint()
@@ -145,8 +150,24 @@ class FakeAgent:
     async def warm(self, directory: str) -> None:
         await trio.lowlevel.checkpoint()
 
+    async def reconnect_mcp_server(self, directory: str, name: str) -> bool:
+        await trio.lowlevel.checkpoint()
+        return False
+
     async def add_mcp_server(self, directory: str, name: str, config: Mapping[str, Any]) -> None:
         await trio.lowlevel.checkpoint()
+        if self.refuses_servers:
+            raise AgentProtocolError(f"add the MCP server {name!r} to the agent: failed")
+        self.servers.setdefault(directory, {})[name] = True
+        self.added.append((directory, name, config))
+
+    async def remove_mcp_server(self, directory: str, name: str) -> None:
+        await trio.lowlevel.checkpoint()
+        self.servers[directory][name] = False
+
+    async def mcp_servers(self, directory: str) -> Mapping[str, bool]:
+        await trio.lowlevel.checkpoint()
+        return dict(self.servers.get(directory, {}))
 
 
 class FakeContainer:
@@ -155,6 +176,7 @@ class FakeContainer:
     def __init__(self, agent: FakeAgent) -> None:
         self.agent = agent
         self.leases = 0
+        self.files: dict[str, bytes] = {}
 
     def directory(self, workspace_id: str) -> str:
         return f"/workspaces/{workspace_id}"
@@ -171,6 +193,10 @@ class FakeContainer:
     ) -> ExecResult:
         await trio.lowlevel.checkpoint()
         return ExecResult(127, b"", b"no such program", 0, 15)
+
+    async def put_file(self, name: str, data: bytes) -> None:
+        await trio.lowlevel.checkpoint()
+        self.files[name] = data
 
     async def kill_session(self, mark: str) -> int:
         await trio.lowlevel.checkpoint()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,94 +15,16 @@ from oubliette.agent.permissions import is_covered
 from oubliette.core.model import Autonomy, Outcome, Principal, Scope, SessionStatus
 from oubliette.errors import RequestError
 from oubliette.session.requests import MessageArgs, SpawnArgs, TurnArgs
-from oubliette.store import sessions, turns
+from oubliette.store import requests, sessions, turns
 from tests.api.agent_world import (
     FOREIGN_WORKSPACE,
-    OTHER_WORKSPACE,
     Agents,
     open_agents,
     settings,
 )
 from tests.api.world import OTHER_PROJECT
+from tests.session.attempts import ATTEMPTS, HAS
 from tests.session.world import ADMIN, PROJECT, World, open_world
-
-HAS: dict[str, Any] = {
-    "autonomy": Autonomy.MEDIUM,
-    "tools_allowed": ["read", "edit", "webfetch", "oubliette_*"],
-    "tools_disallowed": ["webfetch"],
-    "timeout_minutes": 10,
-}
-"""What the caller of the attempts was given."""
-
-
-@dataclass(frozen=True)
-class Attempt:
-    what: str
-    tool: str
-    arguments: Mapping[str, Any]
-    code: str
-    says: str = ""
-    by_child: bool = False
-
-
-def spawn(what: str, code: str = "permission_denied", says: str = "", **arguments: Any) -> Attempt:
-    return Attempt(what, "session", {"action": "spawn", "message": "say hi", **arguments}, code, says)
-
-
-def act(
-    what: str, action: str, code: str = "not_found", says: str = "", *, by_child: bool = False, **more: Any
-) -> Attempt:
-    return Attempt(what, "session", {"action": action, **more}, code, says, by_child)
-
-
-ATTEMPTS = [
-    spawn("autonomy that asks nothing", says="autonomy", autonomy_level="off"),
-    spawn("autonomy that asks less", says="medium", autonomy_level="high"),
-    spawn("a tool that the caller lacks", says="bash", tools_allowed=["read", "bash"]),
-    spawn("all tools", says="'*'", tools_allowed=["*"]),
-    spawn("a glob that is wider", says="r*", tools_allowed=["r*"]),
-    spawn("a tool that the caller was denied", says="webfetch", tools_allowed=["webfetch"]),
-    spawn("more time than is left", says="minutes left", timeout_minutes=60),
-    spawn("a budget of its own", says="max_cost_usd", max_cost_usd=100),
-    spawn("a model that the project does not allow", says="scripted-openai", model="scripted-openai"),
-    spawn("a model that does not exist", "invalid_argument", "gpt-9", model="gpt-9"),
-    spawn("another project", says="project_id", project_id=OTHER_PROJECT),
-    spawn("another workspace", says="workspace_id", workspace_id=OTHER_WORKSPACE),
-    spawn("another project's workspace", says="workspace_id", workspace_id=FOREIGN_WORKSPACE),
-    spawn("a workspace out of nothing", says="create_workspace", create_workspace=True),
-    spawn("a fetch by url", says="attachments", attachments=[{"filename": "x", "url": "http://169.254.169.254/"}]),
-    spawn("somebody's external id", says="external_id", external_id="ticket-41"),
-    spawn("to resume a session of others", says="new_session", new_session=False),
-    spawn("a parent of its choice", "invalid_argument", "parent_id", parent_id="{stranger}"),
-    spawn("tools of a caller", "invalid_argument", "caller_tools", caller_tools=[{"name": "x"}]),
-    act("to read a stranger", "get", session_id="{stranger}"),
-    act("to read one of another project", "get", session_id="{foreign}"),
-    act("to read what does not exist", "get", session_id="gogol_nope"),
-    act("to read a stranger's events", "events", session_id="{stranger}"),
-    act("to read its parent", "get", session_id="{parent}", by_child=True),
-    act("to wait for a stranger", "wait", session_ids=["{child}", "{stranger}"]),
-    act("to message a stranger", "message", session_id="{stranger}", message="say hi"),
-    act("to message its parent", "message", session_id="{parent}", message="say hi", by_child=True),
-    act("to message its sibling", "message", session_id="{sibling}", message="say hi", by_child=True),
-    act("to interrupt a stranger", "interrupt", session_id="{stranger}"),
-    act("to end its parent", "end", session_id="{parent}", by_child=True),
-    act("to cancel a stranger", "cancel", session_id="{stranger}"),
-    act("more autonomy for a child", "message", "permission_denied", "autonomy", session_id="{child}", message="say hi",
-        autonomy_level="off"),
-    act("more time for a child", "message", "permission_denied", "minutes left", session_id="{child}", message="say hi",
-        timeout_minutes=11),
-    act("a turn of its own after this one", "message", "invalid_argument", "itself", session_id="{parent}",
-        message="say hi"),
-    act("to answer an ask", "answer", "permission_denied", "answer", request_id="req_1", reply="once"),
-    act("to raise its limits", "update", "unknown_action", session_id="{parent}", max_cost_usd=1000),
-    Attempt("a token", "token", {"action": "create", "name": "x", "scope": "admin"}, "permission_denied"),
-    Attempt("the list of tokens", "token", {"action": "list"}, "permission_denied"),
-    Attempt("other settings", "project", {"action": "update", "project_id": PROJECT, "autonomy": "off"},
-            "permission_denied"),
-    Attempt("the list of projects", "project", {"action": "list"}, "permission_denied"),
-    Attempt("a command in another container", "container", {"action": "exec", "workspace_id": OTHER_WORKSPACE,
-            "command": "id"}, "permission_denied"),
-]  # fmt: skip
 
 
 async def test_no_attempt_to_get_more_succeeds_and_each_is_told_why(tmp_path: Path) -> None:
@@ -115,23 +36,28 @@ async def test_no_attempt_to_get_more_succeeds_and_each_is_told_why(tmp_path: Pa
         spawned = await wire.result(stamp, action="spawn", message="sleep")
         sibling = await wire.result(stamp, action="spawn", message="sleep")
         child, child_stamp = await agents.at_work(spawned["session_id"])
+        asking = await wire.result(stamp, action="spawn", message="ask")
+        asker = await agents.doors.world.until(asking["session_id"], "waiting")
+        [ask] = await agents.doors.world.store.read(partial(requests.pending, session_id=asker.session_id))
         names = {
             "{parent}": parent,
             "{child}": child,
             "{sibling}": sibling["session_id"],
             "{stranger}": stranger,
             "{foreign}": foreign,
+            "{ask}": ask.request_id,
         }
         await agents.at_work(sibling["session_id"])
         before = await _state(agents)
         wrong = []
         for attempt in ATTEMPTS:
             given = {name: _filled(value, names) for name, value in attempt.arguments.items()}
-            failed, text = await wire.call(attempt.tool, child_stamp if attempt.by_child else stamp, **given)
+            by = child_stamp if attempt.by_child else asker.agent_session_id if attempt.by_asker else stamp
+            failed, text = await wire.call(attempt.tool, by, **given)
             if not (failed and text.startswith(f"{attempt.code}: ") and attempt.says in text):
                 wrong.append((attempt.what, text))
         assert not wrong
-        assert len(ATTEMPTS) >= 25
+        assert len(ATTEMPTS) >= 80
         assert await _state(agents) == before, "a refused attempt leaves nothing behind"
         texts = {
             (await wire.call("session", stamp, action="get", session_id=one))[1]
@@ -139,7 +65,8 @@ async def test_no_attempt_to_get_more_succeeds_and_each_is_told_why(tmp_path: Pa
         }
         assert len(texts) == 1, "foreign and unknown look alike"
         listed = await wire.result(stamp, action="list")
-        assert {one["session_id"] for one in listed["sessions"]} == {parent, child, sibling["session_id"]}
+        below = {child, sibling["session_id"], asker.session_id}
+        assert {one["session_id"] for one in listed["sessions"]} == {parent, *below}
 
 
 def _filled(value: Any, names: Mapping[str, str]) -> Any:

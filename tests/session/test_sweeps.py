@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 from oubliette.core.model import EventType
-from oubliette.store import sessions
-from tests.session.world import ADMIN, World, open_world
+from oubliette.store import sessions, workspaces
+from tests.session.world import ADMIN, PROJECT, WORKSPACE, World, open_world
 from tests.sweep import Check, Cut, Operation, cancel_sweep
 
 
@@ -38,6 +39,34 @@ async def test_a_spawn_cancelled_at_any_step_happened_whole_or_not_at_all(tmp_pa
                 if not cut.cancelled:
                     assert len(after - before) == 1
                 before.update(after)
+
+            yield spawn, check
+
+        assert await cancel_sweep(subject) >= 1
+
+
+async def test_a_fork_spawned_and_cancelled_at_any_step_has_session_workspace_and_copy_or_none_of_them(
+    tmp_path: Path,
+) -> None:
+    async with open_world(tmp_path) as world:
+        root = await world.new("sleep")
+        await world.until(root, "running")
+        before: set[str] = set()
+
+        @asynccontextmanager
+        async def subject() -> AsyncIterator[tuple[Operation, Check]]:
+            async def spawn() -> None:
+                await world.spawn("say hi", parent=root, workspace="fork")
+
+            async def check(cut: Cut) -> None:
+                children = await world.store.read(partial(sessions.children, session_id=root))
+                made = await world.store.read(partial(workspaces.of_project, project_id=PROJECT))
+                places = {row.workspace_id for row in made} - {WORKSPACE}
+                assert places == {row.workspace_id for row in children} == set(world.begun)
+                assert len(places - before) == 1 or (cut.cancelled and places == before)
+                before.update(places)
+                if children:
+                    await world.settle(*(row.session_id for row in children))
 
             yield spawn, check
 

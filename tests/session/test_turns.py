@@ -158,6 +158,27 @@ async def test_an_ask_that_nobody_answers_is_rejected_in_time(tmp_path: Path) ->
         assert await world.store.read(partial(requests.pending, session_id=one)) == []
 
 
+async def test_an_ask_from_before_a_restart_is_rejected_in_time_though_the_agent_does_not_repeat_it(
+    tmp_path: Path,
+) -> None:
+    soon = {"agent": {"ask_timeout_minutes": 0.02}}
+    async with open_world(tmp_path, defaults=soon) as world:
+        agent = world.agent
+        one = await world.new("ask")
+        await world.until(one, "waiting")
+    async with open_world(tmp_path, agent=agent, defaults=soon) as world:
+        with trio.fail_after(10):
+            while not agent.replied:
+                await trio.sleep(0.01)
+        assert [reply for _, reply in agent.replied] == ["reject"]
+        assert await world.store.read(partial(requests.pending, session_id=one)) == []
+        resolved = [event for event in await world.log(one) if event.type is EventType.REQUEST_RESOLVED]
+        assert [event.body["resolution"]["how"] for event in resolved] == ["expired"]
+        statuses = [event.body["status"]["to"] for event in await world.log(one) if event.type is EventType.STATUS]
+        assert statuses[-1] in ("running", "idle")
+        assert statuses.count("waiting") == 2, "once before and once after the restart"
+
+
 async def test_the_time_limit_stands_still_while_somebody_is_asked(tmp_path: Path) -> None:
     async with open_world(tmp_path) as world:
         from oubliette.session.requests import SpawnArgs, TurnArgs

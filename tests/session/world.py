@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +26,8 @@ from oubliette.core.model import (
     TurnRow,
     WorkspaceRow,
 )
+from oubliette.session.caller_entries import CallerEntries
+from oubliette.session.callers import Callers
 from oubliette.session.deps import Deps
 from oubliette.session.feed import Feed
 from oubliette.session.requests import MessageArgs, SpawnArgs, TurnArgs
@@ -48,6 +50,10 @@ class World:
     agent: FakeAgent
     container: FakeContainer
     deps: Deps
+    begun: list[str]
+    """Workspaces that were to be prepared."""
+    left: dict[str, list[Json]]
+    """What sessions leave for their parents, by title."""
 
     async def spawn(
         self, text: str, *, parent: str | None = None, principal: Principal = ADMIN, **more: object
@@ -108,7 +114,12 @@ def _place(tx: Tx) -> None:
 
 @asynccontextmanager
 async def open_world(
-    path: Path, *, agent: FakeAgent | None = None, defaults: Json | None = None
+    path: Path,
+    *,
+    agent: FakeAgent | None = None,
+    defaults: Json | None = None,
+    models: Json | None = None,
+    adjust: Callable[[Deps], Deps] = lambda deps: deps,
 ) -> AsyncIterator[World]:
     """``agent`` from a world that was left before: as a container survives its daemon."""
     feed = Feed()
@@ -121,24 +132,39 @@ async def open_world(
         async def nothing(*_: object) -> None:
             await trio.lowlevel.checkpoint()
 
+        left: dict[str, list[Json]] = {}
+
+        async def results_of(row: SessionRow) -> list[Json]:
+            await trio.lowlevel.checkpoint()
+            return left.get(row.title, [])
+
         async def no_workspace(principal: Principal, project_id: str) -> str:
             raise AssertionError("not asked for here")
 
+        config = Config.model_validate({"defaults": defaults or {}, "models": {"models": models or {}}})
+        callers = Callers(store, feed, config, now=clock.now, fresh_hex=clock.fresh_hex)
         deps = Deps(
             store=store,
             feed=feed,
-            config=Config.model_validate({"defaults": defaults or {}}),
+            config=config,
+            callers=callers,
+            caller_entries=CallerEntries(store, config, callers),
             lease=container.lease,
             place_ready=nothing,
+            results=results_of,
             cut_model=lambda _session_id: None,
             model_settled=nothing,
             now=clock.now,
             fresh_hex=clock.fresh_hex,
             message_id=lambda: f"msg_{next(_message_ids):026d}",
         )
-        tree = SessionTree(deps, create_workspace=no_workspace, room_on_disk=lambda: None)
+        deps = adjust(deps)
+        begun: list[str] = []
+        tree = SessionTree(
+            deps, create_workspace=no_workspace, begin_workspace=begun.append, room_on_disk=lambda: None
+        )
         await nursery.start(tree.run)
         try:
-            yield World(store, feed, tree, agent, container, deps)
+            yield World(store, feed, tree, agent, container, deps, begun, left)
         finally:
             nursery.cancel_scope.cancel("world closed")

@@ -246,7 +246,8 @@ async def test_deleting_a_project_takes_everything_along_but_what_was_spent(stor
         spend(tx, "a", 1, 10)
 
     await store.write(rows)
-    assert await store.read(partial(projects.counts, project_id=PROJECT)) == {"workspaces": 1, "sessions": 2, "open": 2}
+    counts = await store.read(partial(projects.counts, project_id=PROJECT))
+    assert counts == {"workspaces": 1, "sessions": 2, "open": 2, "schedules": 0}
     assert await store.write(partial(projects.delete, project_id=PROJECT))
     for table in ("workspaces", "sessions", "turns", "containers", "event_logs", "events"):
         assert await store.read(lambda tx, table=table: tx.rows(f"SELECT count(*) FROM {table}")) == [(0,)]  # type: ignore[misc]

@@ -116,8 +116,13 @@ def _text(value: str, info: ValidationInfo, max_bytes: int) -> str:
     return value
 
 
+def is_id(value: str) -> bool:
+    """Whether it could be an id of ours."""
+    return len(value) <= limits.MAX_ID_CHARACTERS and _ID.fullmatch(value) is not None
+
+
 def _identifier(value: str, info: ValidationInfo) -> str:
-    if len(value) > limits.MAX_ID_CHARACTERS or not _ID.fullmatch(value):
+    if not is_id(value):
         raise invalid(info.field_name, f"is not an id: {shown(value)}")
     return value
 

@@ -176,7 +176,7 @@ async def update(call: Call, args: Update) -> Json:
         call.principal,
         call.project_id,
         name=args.name,
-        description=args.description,
+        description="" if args.description is None and "description" in args.model_fields_set else args.description,
         settings=given_settings(args),
     )
     return await _view(call, row.project_id, args.detail)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from oubliette.api.tools.reply import UNTRUSTED
+from oubliette.api.tools.reply import UNTRUSTED, compact
 from oubliette.core.model import Json
 from oubliette.safe_text import safe_line
 
@@ -48,6 +48,9 @@ def pending_words(pending: Iterable[Json]) -> list[str]:
         permission = ask.get("permission") or {}
         questions = ask.get("questions") or []
         about = permission.get("text") or permission.get("action") or "; ".join(q.get("text", "") for q in questions)
+        call = ask.get("caller_tool")
+        if call:
+            about = f"{call.get('caller_id')} {call.get('name')} {compact(call.get('arguments', {}))}"
         found.append(f"{ask['request_id']} ({ask.get('kind', 'ask')}): {safe_line(str(about), 300)}")
     return found
 
@@ -145,6 +148,9 @@ def waited(data: Json) -> str:
             )
         )
         texts += [f"Asks: {ask}" for ask in pending_words(one.get("pending", ()))]
+        left = [f"{safe_line(str(file['path']), 200)} ({file['bytes']} bytes)" for file in one.get("results", ())]
+        if left:
+            texts.append(f"[{one['session_id']}] left files: {', '.join(left[:20])}")
         if one.get("final_text"):
             cut = " (cut)" if one.get("final_text_truncated") else ""
             texts.append(f"[{one['session_id']}{cut}]\n{one['final_text']}")

@@ -15,6 +15,7 @@ from typing import Any, Final
 from pydantic import BaseModel
 
 from oubliette.api import errors
+from oubliette.api.keys import Remember
 from oubliette.api.metrics import CALL_SECONDS, CALLS
 from oubliette.api.shared import Shared
 from oubliette.api.tools import arguments, reply
@@ -44,6 +45,8 @@ class Call:
     request_id: str
     progress: Progress | None = None
     place: Place = NOWHERE
+    remember: Remember | None = None
+    """Of a write with a ``request_key``: to be called with the result in the unit that makes it durable."""
 
     @property
     def project_id(self) -> str:
@@ -128,7 +131,7 @@ class Registry:
 
     def tools(self, principal: Principal, *, split: bool = False) -> Sequence[ToolSchema]:
         """The tools, actions and parameters that the principal can use. ``split``: reads and writes apart."""
-        audience = (principal.kind == "session", principal.scope.kind, principal.scope.read_only, split)
+        audience = (principal.kind, principal.scope.kind, principal.scope.read_only, split)
         if audience not in self._listed:
             self._listed[audience] = list(self._list(principal, split))
         return self._listed[audience]
@@ -155,6 +158,18 @@ class Registry:
                     )
 
     # --- doing it
+
+    async def admits(self, call: Call, tool_name: str, raw: object) -> bool:
+        """Whether the caller may do this there; False: it lacks the right, the argument or the target. What is wrong
+        otherwise is left to ``call``."""
+        try:
+            given = arguments.as_arguments(raw)
+            action = self._meant(call.principal, tool_name, given)
+            args = self._arguments(call.principal, action, given)
+            await locate(call.shared.services, call.principal, action.key, action.target, args)
+        except RequestError as error:
+            return error.code not in {"permission_denied", "not_found"}
+        return True
 
     async def call(self, call: Call, tool_name: str, raw: object) -> Outcome:
         """Run one call to its end. Never raises but for cancellation: every failure is an Outcome."""
@@ -249,7 +264,7 @@ class Registry:
             if action.settle is not None:
                 data = {**await action.settle(call, args, data), **_deduplicated(data)}
             data = await self._sized(call, action, args, data)
-        as_json = action.prose is None or call.principal.kind == "session"
+        as_json = action.prose is None or call.principal.kind in {"session", "agent"}
         text = reply.compact(data) if as_json or action.prose is None else action.prose(data)
         return Outcome(data, reply.cut_text(text, args.max_chars))
 
@@ -259,14 +274,14 @@ class Registry:
         if gone.code != "not_found" or not isinstance(args, WriteArgs) or args.request_key is None:
             raise gone
 
-        async def effect() -> Json:
+        async def effect(_remember: Remember) -> Json:
             raise gone
 
         return await call.shared.keys.once(call.principal, action.tool, action.name, args, effect)
 
     async def _write(self, call: Call, action: Action, args: WriteArgs) -> Json:
-        async def effect() -> Json:
-            done = await action.run(call, args)
+        async def effect(remember: Remember | None = None) -> Json:
+            done = await action.run(replace(call, remember=remember), args)
             call.shared.audit(call.principal, action.key, call.place.target, "ok", call.request_id)
             return done
 

@@ -22,10 +22,7 @@ from oubliette.core.model import Json, Principal
 if TYPE_CHECKING:
     from oubliette.api.tools.registry import Action
 
-_ERROR: Final[Json] = {
-    "type": "object",
-    "properties": {"code": {"type": "string"}, "message": {"type": "string"}, "hint": {"type": "string"}},
-}
+_ERROR: Final[Json] = {"type": "object"}
 
 
 _LAST: Final = frozenset({*Args.model_fields, *WriteArgs.model_fields})
@@ -54,7 +51,7 @@ def usable(only: Literal["admin", "tokens", "agents"] | None, principal: Princip
         case "tokens":
             return principal.kind != "session"
         case "agents":
-            return principal.kind == "session"
+            return principal.kind in {"session", "agent"}
 
 
 def input_schema(actions: Sequence[Action], principal: Principal) -> Json:
@@ -72,7 +69,8 @@ def input_schema(actions: Sequence[Action], principal: Principal) -> Json:
                     raise TypeError(f"{action.key} gives {spec.name} another type than the actions before it")
                 users.setdefault(spec.name, []).append(action.name + ("*" if spec.needed else ""))
     for name in sorted(specs, key=lambda name: name in _LAST):
-        properties[name] = _property(specs[name], _who(users[name], actions))
+        who = "writes: " if name == "request_key" else _who(users[name], actions)
+        properties[name] = _property(specs[name], who)
     schema: Json = {"type": "object", "properties": properties}
     if "action" in properties:
         schema["required"] = ["action"]

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from oubliette.api.tools import attachments, prose, session_reads
+from oubliette.api.tools import attachments, caller_declaration, prose, session_changes, session_events, session_reads, session_update, tree_prose
 from oubliette.api.tools.fields import (
     Args,
     ContextText,
@@ -32,7 +32,19 @@ from oubliette.api.tools.progress import patience, with_progress
 from oubliette.api.tools.registry import Action, Call, Tool
 from oubliette.core.limits import DEFAULT_PAGE, MAX_ATTACHMENTS, MAX_EVENTS_PAGE, WAIT_SECONDS
 from oubliette.core.model import Autonomy, Json, Reasoning
-from oubliette.core.shapes import EventsResult, Resolution, Session, SessionList, SpawnResult, WaitResult
+from oubliette.core.shapes import (
+    DiffResult,
+    EventsResult,
+    MergeResult,
+    Resolution,
+    Session,
+    SessionList,
+    SpawnResult,
+    WaitResult,
+)
+from oubliette.core.shapes import (
+    Tree as TreeShape,
+)
 from oubliette.session.requests import MessageArgs, SpawnArgs, TurnArgs
 
 ProjectId = Annotated[Id | None, Doc("default: the token's own project"), Only("tokens")]
@@ -57,9 +69,19 @@ class TurnFields(WriteArgs):
         Only("tokens"),
     ] = None
     timeout_minutes: Annotated[float | None, Field(gt=0, le=10080), Doc("of the turn")] = None
+    caller_id: Annotated[Line | None, Doc("whose caller_tools: their prefix for the agent"), Only("tokens")] = None
+    caller_tools: Annotated[
+        list[dict[str, Any]] | None,
+        Doc("your tools, {name, description, input_schema}; calls show under pending; [] takes them back"),
+        Only("tokens"),
+    ] = None
 
 
 class Spawn(TurnFields):
+    workspace_id: Annotated[Id | None, Doc("default: the project's default one; an agent: its own")] = None
+    workspace: Annotated[
+        Literal["parent", "new", "fork"], Doc("where it works [parent: beside you]; fork: a copy"), Only("agents")
+    ] = "parent"
     create_workspace: Annotated[bool, Doc("work in a new workspace"), Only("tokens")] = False
     new_session: Annotated[bool, Doc("never resume a settled one"), Only("tokens")] = False
     detach: Annotated[bool, Doc("goes on when you end"), Only("agents")] = False
@@ -100,6 +122,12 @@ class List(Args):
     cursor: Annotated[Cursor | None, Doc("where the page before ended")] = None
 
 
+class Tree(Args):
+    session_id: Annotated[Id | None, Doc("any of the tree")] = None
+    limit: Annotated[PageSize, Doc(f"[{DEFAULT_PAGE}]")] = DEFAULT_PAGE
+    cursor: Annotated[Cursor | None, Doc("where the page before ended")] = None
+
+
 class Events(Args):
     session_id: Annotated[Id, Doc("which session")]
     since_index: Annotated[int, Field(ge=-1), Doc("after this index [-1: from the start]")] = -1
@@ -133,6 +161,7 @@ def turn_of(args: TurnFields) -> TurnArgs:
         attachments=attachments.decode(args.attachments or ()),
         timeout_minutes=args.timeout_minutes,
         request_key=args.request_key,
+        caller=caller_declaration.of(args.caller_id, args.caller_tools),
     )
 
 
@@ -150,9 +179,11 @@ async def spawn(call: Call, args: Spawn) -> Json:
             max_cost_usd=args.max_cost_usd,
             external_id=args.external_id,
             source=args.source,
+            workspace=args.workspace,
             detach=args.detach,
             parent_id=call.principal.scope.session_id,
         ),
+        remember=call.remember,
     )
 
 
@@ -166,6 +197,7 @@ async def message(call: Call, args: SendMessage) -> Json:
             workspace_id=args.workspace_id,
             delivery=args.delivery,
         ),
+        remember=call.remember,
     )
 
 
@@ -208,7 +240,8 @@ TOOL = Tool(
         "Agent sessions (gogols). spawn starts one on a task and answers at once; wait returns when sessions are "
         "settled or need an answer, with their final text; events is the full log. message sends the next task to a "
         "session (queued while it is busy). answer settles an ask listed under pending. interrupt stops the running "
-        "turn only; end and cancel end the session and its children. A star marks what an action needs."
+        "turn only; end and cancel end the session and its children. diff shows what one changed; merge brings a "
+        "forked child's commits into its parent's workspace. A star marks what an action needs."
     ),
     results=[
         SpawnResult,
@@ -216,8 +249,11 @@ TOOL = Tool(
         EventsResult,
         SessionList,
         Session,
+        TreeShape,
+        DiffResult,
+        MergeResult,
         Resolution,
-        {"ended": {"type": "array"}, "interrupted": {"type": "boolean"}},
+        {"ended": {"type": "array"}, "interrupted": {"type": "boolean"}, "dropped": {"type": "integer"}},
     ],
     implied={"prompt": "spawn"},
     actions=[
@@ -235,8 +271,43 @@ TOOL = Tool(
             page="limit",
             items="sessions",
         ),
-        Action("session", "events", Events, session_reads.events, Target.SESSION, page="max_events", items="events"),
+        Action(
+            "session",
+            "tree",
+            Tree,
+            session_reads.tree,
+            Target.SESSION_OR_SELF,
+            prose=tree_prose.tree,
+            page="limit",
+            items="nodes",
+        ),
+        Action("session", "events", Events, session_events.events, Target.SESSION, page="max_events", items="events"),
+        Action(
+            "session",
+            "diff",
+            session_changes.Diff,
+            session_changes.diff,
+            Target.SESSION,
+            prose=session_changes.diff_words,
+        ),
+        Action(
+            "session",
+            "merge",
+            session_changes.Merge,
+            session_changes.merge,
+            Target.SESSION,
+            settle=session_changes.wait_for_merge,
+            prose=session_changes.merge_words,
+        ),
         Action("session", "answer", Answer, answer, Target.REQUEST, prose=prose.answered),
+        Action(
+            "session",
+            "update",
+            session_update.Update,
+            session_update.update,
+            Target.SESSION,
+            prose=session_update.words,
+        ),
         Action("session", "interrupt", One, interrupt, Target.SESSION, prose=prose.interrupted),
         Action("session", "end", One, end, Target.SESSION, prose=prose.ended),
         Action("session", "cancel", One, cancel, Target.SESSION, prose=prose.ended),

@@ -7,6 +7,9 @@ Conventions: times are INTEGER microseconds since 1970 UTC, JSON is TEXT, money 
 from __future__ import annotations
 
 from oubliette.store.migrations.house import HOUSE
+from oubliette.store.migrations.schedules import SCHEDULES
+from oubliette.store.migrations.tree import TREE
+from oubliette.store.migrations.webhooks import WEBHOOKS
 
-MIGRATIONS: tuple[str, ...] = (HOUSE,)
+MIGRATIONS: tuple[str, ...] = (HOUSE, TREE, SCHEDULES, WEBHOOKS)
 """Applied in order, each in one transaction with its number."""

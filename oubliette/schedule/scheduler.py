@@ -1,0 +1,244 @@
+"""The service that keeps the time: sleeps until something is due, claims it, follows its turn to the end.
+
+What makes every occurrence happen once is its row, not this loop: it may die anywhere and begin again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Protocol, TypeVar
+
+import structlog
+import trio
+
+from oubliette.config import Config
+from oubliette.core.model import EventRow, EventType, SessionRow
+from oubliette.errors import OublietteError, RequestError
+from oubliette.schedule import due, runs
+from oubliette.schedule.runs import Effects
+from oubliette.schedule.sending import Ways
+from oubliette.session.feed import Feed, Subscription
+from oubliette.store import runs as run_rows
+from oubliette.store import schedules
+from oubliette.store.database import Store, Tx
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+LOOK_SECONDS = 60.0
+"""The wall clock is looked at that often, whatever is planned: it may be set, and a host may sleep."""
+CLAIMS_AT_ONCE = 8
+"""Schedules that are claimed side by side; the store commits them together and serves others in between."""
+STUMBLE_SECONDS = 5.0
+"""After a failure of the store: how long until the next try."""
+AHEAD = timedelta(days=1)
+"""A clock that goes back by more was wrong before: schedules begin anew at what it says now."""
+
+_FOLLOWED = frozenset({EventType.TURN_STARTED, EventType.COMPLETION, EventType.STATUS})
+
+
+class Sessions(Protocol):
+    """The session tree, as far as runs reach it."""
+
+    @property
+    def closing(self) -> bool: ...
+
+    def check_accepting(self) -> None: ...
+
+    def take_up(self, row: SessionRow) -> None: ...
+
+    def finish_marked(self, ids: Sequence[str]) -> None: ...
+
+
+class Scheduler:
+    """``now``: the wall clock, aware UTC. ``sleep_until`` may return earlier than that moment, never much later."""
+
+    def __init__(
+        self,
+        store: Store,
+        feed: Feed,
+        config: Config,
+        sessions: Sessions,
+        *,
+        now: Callable[[], datetime],
+        sleep_until: Callable[[datetime], Awaitable[None]],
+        fresh_hex: Callable[[int], str],
+    ) -> None:
+        self._store = store
+        self._feed = feed
+        self._sessions = sessions
+        self._now = now
+        self._sleep_until = sleep_until
+        self._ways = Ways(config, fresh_hex, self._watch)
+        self._watched: set[str] = set()
+        self._wake = trio.Event()
+        self._looked_at = now()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve until cancelled. Starting is recovering: what ended or was missed meanwhile is accounted for first."""
+        with self._store.hear(schedules.TOPIC, self._changed), self._feed.subscribe(self._wants) as news:
+            await self._insist(self._recover)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(partial(self._insist, partial(self._follow, news)))
+                task_status.started()
+                await self._insist(self._keep_time)
+
+    async def carry_out(self, unit: Callable[[Tx, Ways, datetime], tuple[T, Effects]]) -> T:
+        """Write a unit that may start runs, and start them. Raises what the unit raises, RequestError unavailable when
+        the daemon is stopping."""
+        if self._sessions.closing:
+            self._sessions.check_accepting()  # says so
+        ways, at = self._present_ways(), self._now()
+        with trio.CancelScope(shield=True):
+            result, effects = await self._store.write(lambda tx: unit(tx, ways, at))
+        self._apply(effects)
+        return result
+
+    # --- keeping time
+
+    async def _keep_time(self) -> None:
+        while True:
+            # Renewed before looking: what changes from here on is seen in the next round.
+            self._wake = trio.Event()
+            at = self._now()
+            if abs(at - self._looked_at) >= timedelta(seconds=LOOK_SECONDS):
+                self._looked_at = at
+                await self._settle(None)
+                await self._store.write(partial(_begin_anew, at=at))
+            due_now, upcoming = await self._store.read(partial(_plan, at=at))
+            if due_now and not self._sessions.closing:
+                await self._claim_all(due_now)
+                continue
+            look = self._looked_at + timedelta(seconds=LOOK_SECONDS)
+            await self._doze(look if upcoming is None or self._sessions.closing else min(look, upcoming))
+
+    async def _doze(self, until: datetime) -> None:
+        """Until that moment, or until something changes."""
+        async with trio.open_nursery() as nursery:
+
+            async def slept() -> None:
+                await self._sleep_until(until)
+                nursery.cancel_scope.cancel("it is time")
+
+            nursery.start_soon(slept)
+            await self._wake.wait()
+            nursery.cancel_scope.cancel("something changed")
+
+    async def _claim_all(self, ids: Sequence[str]) -> None:
+        waiting = list(reversed(ids))
+        failed: list[str] = []
+
+        async def some() -> None:
+            while waiting:
+                schedule_id = waiting.pop()
+                try:
+                    await self.carry_out(partial(_claim, schedule_id=schedule_id))
+                except Exception:
+                    # One schedule's trouble must not keep the others waiting.
+                    log.exception("a schedule could not be claimed", schedule=schedule_id)
+                    failed.append(schedule_id)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(CLAIMS_AT_ONCE):
+                nursery.start_soon(some)
+        if failed:
+            await trio.sleep(STUMBLE_SECONDS)
+
+    # --- following runs
+
+    async def _recover(self) -> None:
+        self._watched.update(await self._store.read(_followed))
+        await self._store.write(partial(_plan_anew, at=self._now()))
+        await self._settle(None)
+
+    async def _follow(self, news: Subscription) -> None:
+        while True:
+            batch = await news.next_batch()
+            if not batch:
+                await trio.sleep_forever()  # the daemon is stopping
+            ids = {item.session_id for item in batch if isinstance(item, EventRow)}
+            missed, news.overflowed = news.overflowed, False
+            await self._settle(None if missed else ids)
+
+    async def _settle(self, session_ids: Collection[str] | None) -> None:
+        if self._sessions.closing:
+            return  # the next start does
+        await self.carry_out(partial(_settle, session_ids=session_ids))
+        left = await self._store.read(_followed)
+        self._watched &= left
+
+    def _wants(self, event: EventRow) -> bool:
+        return event.session_id in self._watched and event.type in _FOLLOWED
+
+    def _watch(self, session_id: str) -> None:
+        self._watched.add(session_id)
+
+    def _changed(self, _schedule_id: str) -> None:
+        self._wake.set()
+
+    # --- between rows and sessions
+
+    def _present_ways(self) -> Ways:
+        try:
+            self._sessions.check_accepting()
+        except RequestError as error:
+            return replace(self._ways, refusal=error)
+        return self._ways
+
+    def _apply(self, effects: Effects) -> None:
+        for row in effects.started:
+            self._sessions.take_up(row)
+        if effects.close:
+            self._sessions.finish_marked(effects.close)
+
+    async def _insist(self, work: Callable[[], Awaitable[None]]) -> None:
+        """``work`` until it returns; its failures are logged, and it is begun again a while later."""
+        while True:
+            try:
+                await work()
+                return
+            except OublietteError as error:
+                log.error("the scheduler stumbled", error=str(error))
+            except Exception:
+                log.exception("the scheduler stumbled")
+            await trio.sleep(STUMBLE_SECONDS)
+
+
+def _claim(tx: Tx, ways: Ways, at: datetime, schedule_id: str) -> tuple[None, Effects]:
+    return None, runs.claim(tx, ways, schedule_id, at)
+
+
+def _settle(tx: Tx, ways: Ways, at: datetime, session_ids: Collection[str] | None) -> tuple[None, Effects]:
+    return None, runs.settle(tx, ways, at, session_ids)
+
+
+def _plan(tx: Tx, at: datetime) -> tuple[list[str], datetime | None]:
+    return schedules.due(tx, at), schedules.next_due(tx)
+
+
+def _followed(tx: Tx) -> set[str]:
+    return {run.session_id for run in run_rows.at_work(tx) if run.session_id is not None}
+
+
+def _plan_anew(tx: Tx, at: datetime) -> None:
+    """What is due next, by the time zones as this version knows them."""
+    for row in schedules.active(tx):
+        try:
+            planned = due.upcoming(row)
+        except RequestError as error:
+            schedules.pause(tx, row, "invalid", at, error.message)
+            continue
+        if planned != {"next_at": row.next_at, "due_at": row.due_at}:
+            schedules.update(tx, row.schedule_id, **planned)
+
+
+def _begin_anew(tx: Tx, at: datetime) -> None:
+    """Schedules that are accounted for until long after now: the clock was wrong, and has been put right."""
+    for row in schedules.accounted_beyond(tx, at + AHEAD):
+        log.warning("the clock went back; a schedule begins anew", schedule=row.schedule_id)
+        anew = replace(row, accounted_until=at)
+        schedules.update(tx, row.schedule_id, accounted_until=at, **due.upcoming(anew))

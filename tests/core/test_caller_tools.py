@@ -1,0 +1,54 @@
+"""Declarations of several sessions as one list."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from oubliette.core.caller_tools import check_clash, declaration, merged
+from oubliette.core.model import Json
+from oubliette.errors import RequestError
+
+
+def tool(name: str, description: str = "d", **schema: Any) -> Json:
+    return {"name": name, "description": description, "input_schema": {"type": "object", "properties": {}, **schema}}
+
+
+def test_what_all_declare_alike_is_there_once_and_as_it_is() -> None:
+    same = tool("a", properties={"x": {"$ref": "#/$defs/X"}}, required=["x"], **{"$defs": {"X": {"type": "string"}}})
+    assert merged([[same, tool("b")], [same], [tool("c")]]) == [same, tool("b"), tool("c")]
+
+
+def test_what_differs_is_left_open_and_described_by_all() -> None:
+    text, number = {"type": "string"}, {"type": "number"}
+    newer = tool("a", "newer", properties={"x": text, "y": text, "z": {"$ref": "#/$defs/Z"}}, required=["x", "y"])
+    older = tool("a", "older", properties={"x": text, "y": number, "w": text}, required=["x", "w"])
+    [both] = merged([[newer], [older]])
+    assert both["description"] == "newer\n\nolder"
+    assert both["input_schema"] == {
+        "type": "object",
+        "properties": {"x": text, "y": {}, "z": {}, "w": text},
+        "required": ["x"],
+    }
+    [three] = merged([[newer], [older], [tool("a", "newer")]])
+    assert three["description"] == "newer\n\nolder"
+    assert "required" not in three["input_schema"]
+
+
+def test_the_longest_name_that_models_take_is_taken() -> None:
+    [longest] = declaration("i", [{"name": "x" * 62}]).tools
+    assert longest["input_schema"] == {"type": "object", "properties": {}}
+    with pytest.raises(RequestError):
+        declaration("i", [{"name": "x" * 63}])
+
+
+@pytest.mark.parametrize(
+    ("server", "taken"), [("ide", True), ("ide.x", True), ("ide_x", True), ("ide-x", False), ("id", False)]
+)
+def test_a_caller_is_not_called_like_a_server_of_the_project(server: str, taken: bool) -> None:
+    if taken:
+        with pytest.raises(RequestError, match="caller_id ide is taken"):
+            check_clash("ide", [server])
+    else:
+        check_clash("ide", [server])

@@ -17,6 +17,7 @@ from benches.events import bench_events  # noqa: E402
 from benches.house import bench_cli, bench_gateway, bench_memory  # noqa: E402
 from benches.relay import bench_relay  # noqa: E402
 from benches.report import Table  # noqa: E402
+from benches.schedules import bench_schedules  # noqa: E402
 from benches.trees import bench_fan_out, bench_teardown  # noqa: E402
 from benches.turns import bench_cold, bench_turns  # noqa: E402
 
@@ -36,6 +37,7 @@ BENCHES: Final[dict[str, Bench]] = {
     "events": bench_events,
     "fan-out": bench_fan_out,
     "teardown": bench_teardown,
+    "schedules": bench_schedules,
     "memory": bench_memory,
 }
 """In the order of the page."""

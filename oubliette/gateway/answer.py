@@ -38,6 +38,11 @@ class Answer:
         self._sending = trio.Lock()
 
     @property
+    def begun(self) -> bool:
+        """Its status is out: an error can only be said inside, or by breaking off."""
+        return self._begun
+
+    @property
     def waiting(self) -> bool:
         """The answer has begun and says nothing yet."""
         return self._begun and not self._over

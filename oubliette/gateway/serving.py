@@ -12,7 +12,7 @@ from oubliette.core.model import ModelUsage
 from oubliette.errors import RequestError
 from oubliette.gateway.answer import Answer
 from oubliette.gateway.headers import downstream_headers, upstream_headers
-from oubliette.gateway.http1 import ClientGone, Exchange
+from oubliette.gateway.http1 import ClientGone, Exchange, Headers
 from oubliette.gateway.lines import Lines
 from oubliette.gateway.metering import Estimate, Meter, Ticket, charged
 from oubliette.gateway.models import ResolvedModel
@@ -185,7 +185,7 @@ class Server:
                 running.error = f"HTTP {upstream.status}"
                 body = without_keys(await upstream.error_body(), secrets)
                 passed = downstream_headers(upstream.headers)
-                await answer.refuse(upstream.status, passed, body)
+                await _refuse(answer, upstream.status, passed, body)
                 return
             streamed = "text/event-stream" in upstream.headers.get("content-type", "")
             running.reader = route.usage(streaming=streamed)
@@ -213,7 +213,8 @@ class Server:
         )
         if scripted.status != 200:
             running.error = f"HTTP {scripted.status}"
-            await answer.refuse(scripted.status, scripted.headers, b"".join(piece.data for piece in scripted.pieces))
+            body = b"".join(piece.data for piece in scripted.pieces)
+            await _refuse(answer, scripted.status, scripted.headers, body)
             return
         running.reader = route.usage(streaming=rebuilt.streaming)
         await answer.start(scripted.headers)
@@ -225,6 +226,14 @@ class Server:
             await answer.send(piece.data)
             running.reader.feed(piece.data)
         await answer.finish()
+
+
+async def _refuse(answer: Answer, status: int, headers: Headers, body: bytes) -> None:
+    """A provider's error. After a wait that has begun the answer, one that is worth another try breaks it off: agents
+    ask again after that, and take an error inside an answer for the last word."""
+    if answer.begun and (status == 429 or status >= 500):
+        raise Cut(f"HTTP {status}")
+    await answer.refuse(status, headers, body)
 
 
 def _bounded(ticket: Ticket) -> ResolvedModel:

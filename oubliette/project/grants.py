@@ -54,7 +54,12 @@ def of_container(tx: Tx, container_id: str, at: datetime) -> Grant | None:
     container = containers.get(tx, container_id)
     project = projects.get(tx, container.project_id) if container is not None else None
     grant = of_project(tx, project, at) if project is not None else None
-    if container is None or grant is None or container.workspace_id is None or container.spec.get(AGENT_GRANT) != grant.grant_id:
+    if (
+        container is None
+        or grant is None
+        or container.workspace_id is None
+        or container.spec.get(AGENT_GRANT) != grant.grant_id
+    ):
         return None
     return grant
 

@@ -104,10 +104,8 @@ def begin_run(tx: Tx, root_id: str, run_budget: Json) -> None:
 def hold(tx: Tx, root_id: str, held: Held, at: datetime) -> bool:
     """A request of the tree does not fit: all its sessions at work pause. Whether the tree was not held before."""
     known = budgets.get(tx, root_id).held
-    if known is not None and known["name"] == held.account.name and known["limit"] == held.as_json()["limit"]:
-        why = known
-    else:
-        why = held.as_json()
+    why = held.as_json()
+    if known != why:
         budgets.hold(tx, root_id, why, at)
     for row in sessions.subtree(tx, root_id):
         if row.status in _WORKING and row.ending is None:

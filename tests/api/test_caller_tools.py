@@ -241,7 +241,10 @@ async def test_a_session_may_leave_only_so_many_calls_open(tmp_path: Path) -> No
         session_id, stamp = await spawn(agents)
         for number in range(MAX_CALLER_CALLS + 1):
             await wire.say(asking(number, stamp, path="x"))
-        assert (await refused(wire, MAX_CALLER_CALLS)).startswith("limit_reached: ")
+        while "id" not in (message := await wire.hear()):
+            assert message["method"] == "notifications/tools/list_changed"
+        assert message["result"]["isError"]
+        assert message["result"]["content"][0]["text"].startswith("limit_reached: ")
         await pending(agents, session_id, MAX_CALLER_CALLS)
 
 

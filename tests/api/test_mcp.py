@@ -258,6 +258,8 @@ async def test_a_subscribed_schedule_tells_of_its_changes_and_runs_until_it_may_
             assert (await notes.next())["params"]["uri"] == uri
             await doors.tool("schedule", action="trigger", schedule_id=schedule_id)
             assert (await notes.next())["params"]["uri"] == uri
+        look = partial(doors.tool, "schedule", action="history", schedule_id=schedule_id)
+        await eventually(look, lambda page: "ended_at" in page["runs"][0])
         async with open_rpc(doors, "project") as rpc, get_stream(rpc) as notes:
             assert (await rpc.ask("resources/subscribe", uri=uri))["result"] == {}
             await doors.tool("schedule", action="update", schedule_id=schedule_id, name="o")

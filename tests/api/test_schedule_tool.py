@@ -295,7 +295,7 @@ async def test_the_end_of_its_token_pauses_it_and_another_token_takes_it_over(do
     async def look() -> Json:
         return await doors.tool("schedule", action="get", schedule_id=schedule_id)
 
-    with trio.fail_after(2):
+    with trio.fail_after(5):
         paused = await eventually(look, lambda shown: "paused" in shown)
     assert paused["paused"]["reason"] == "token_revoked"
     assert "brief" in paused["paused"]["text"]

@@ -262,7 +262,10 @@ async def test_a_daemon_that_stays_away_is_waited_for_once_and_not_once_for_each
         daemon = await rig.accept()
         await rig.listener.aclose()
         (tmp_path / "s").unlink()
+        await rig.agent_says(call(99))
+        await daemon.read()
         await daemon.hang_up()
+        assert (await rig.agent_hears())["id"] == 99, "from here on it knows that the daemon is away"
         began = trio.current_time()
         for number in range(10):
             await rig.agent_says(call(number))

@@ -11,12 +11,13 @@ from oubliette.core.model import Json
 from oubliette.errors import RequestError
 
 
-def tool(name: str, description: str = "d", **schema: Any) -> Json:
-    return {"name": name, "description": description, "input_schema": {"type": "object", "properties": {}, **schema}}
+def tool(name: str, about: str = "d", **schema: Any) -> Json:
+    return {"name": name, "description": about, "input_schema": {"type": "object", "properties": {}, **schema}}
 
 
 def test_what_all_declare_alike_is_there_once_and_as_it_is() -> None:
-    same = tool("a", properties={"x": {"$ref": "#/$defs/X"}}, required=["x"], **{"$defs": {"X": {"type": "string"}}})
+    same = tool("a", properties={"x": {"$ref": "#/$defs/X"}}, required=["x"])
+    same["input_schema"]["$defs"] = {"X": {"type": "string"}}
     assert merged([[same, tool("b")], [same], [tool("c")]]) == [same, tool("b"), tool("c")]
 
 

@@ -21,6 +21,7 @@ from oubliette.errors import RequestError
 from oubliette.gateway import answer, lines, places
 from oubliette.gateway.metering import Estimate, Meter, Ticket
 from oubliette.gateway.models import Wire
+from oubliette.gateway.upstream import UpstreamCut
 from oubliette.store import budgets, sessions
 from oubliette.store.budgets import TreeBudget
 from oubliette.store.database import Tx
@@ -254,6 +255,21 @@ async def test_a_provider_that_refuses_after_a_hold_is_quoted_inside_the_stream(
     assert events == [
         {"error": {"message": "no such parameter", "type": "invalid_request_error", "param": None, "code": None}}
     ]
+
+
+async def test_a_provider_that_is_overloaded_after_a_hold_breaks_the_stream_off_so_that_agents_ask_again(
+    world: World,
+) -> None:
+    await limit(world, max_cost_usd=0.00001)
+    world.provider.fail_next(Wire.CHAT, 529, "overloaded")
+    with trio.fail_after(10):
+        async with streaming(world, Wire.CHAT, "@say hello") as held:
+            await held.receive()
+            await raised(world, max_cost_usd=10)
+            with pytest.raises(UpstreamCut):
+                await rest(held)
+    [row] = await settled_rows(world)
+    assert row["error"] == "HTTP 529"
 
 
 async def test_a_client_that_leaves_while_it_is_held_makes_room(world: World) -> None:

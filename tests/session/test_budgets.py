@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -270,6 +271,43 @@ async def test_a_session_that_begins_in_a_paused_tree_is_paused_too(tmp_path: Pa
         await money.world.until(child, "paused")
         await money.update(root, limits={"max_cost_usd": 1})
         await money.world.until(child, "running")
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_whatever_happens_in_whatever_order_the_limit_holds(tmp_path: Path, seed: int) -> None:
+    dice = random.Random(seed)
+    async with open_money(tmp_path, limits=DOLLARS) as money:
+        root = await at_work(money)
+        workers = [root, *[await at_work(money, root) for _ in range(3)]]
+        most = 10_000
+
+        async def check() -> None:
+            spent = await money.world.store.read(lambda tx: budgets.spent(tx, root))
+            assert spent.used_microusd + spent.reserved_microusd <= most
+
+        with trio.fail_after(30):
+            async with trio.open_nursery() as nursery:
+                for _ in range(60):
+                    match dice.choice(["ask", "ask", "ask", "cut", "raise", "pass"]):
+                        case "ask":
+                            tokens = dice.randrange(1, 6_000)
+                            nursery.start_soon(money.ask, dice.choice(workers), tokens, dice.randint(0, tokens))
+                        case "cut":
+                            money.cut(dice.choice(workers))
+                        case "raise":
+                            most += dice.randrange(1, 4_000)
+                            await money.update(root, limits={"max_cost_usd": most / 1_000_000})
+                        case "pass":
+                            await trio.lowlevel.checkpoint()
+                    await check()
+                most = 10**9
+                await money.update(root, limits={"max_cost_usd": most / 1_000_000})
+        await check()
+        spent = await money.world.store.read(lambda tx: budgets.spent(tx, root))
+        assert (spent.reserved_microusd, money.queue.waiting()) == (0, 0)
+        for one in workers:
+            await money.world.until(one, "running")
+        assert (await money.budget(root)).held is None
 
 
 # When nothing is left

@@ -94,12 +94,13 @@ def run_status(run: Json) -> str:
 def schedules(data: Json) -> str:
     rows = []
     for one in data["schedules"]:
+        targets = len(one.get("targets", ()))
         parts = [
             str(one["schedule_id"]),
             status_words(one),
             f"{one.get('cron_expr')} {one.get('timezone', '')}".strip(),
             f"next {one['next_run_at']}" if one.get("next_run_at") else "",
-            f"{len(one.get('targets', ()))} targets",
+            f"{targets} target{'s' if targets != 1 else ''}",
             safe_line(str(one.get("name", "")), 80),
         ]
         rows.append("  ".join(part for part in parts if part))

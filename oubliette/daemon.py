@@ -185,6 +185,7 @@ class _Daemon:
             lease=self.containers.lease,
             place_ready=self.projects.place_ready,
             results=self.projects.workspaces.results_of,
+            kill_marked=self.containers.kill_session,
             cut_model=self.gateway.cancel_session,
             model_settled=self._model_settled,
             callers=callers,

@@ -356,7 +356,29 @@ def test_keys_whose_part_is_not_built_are_accepted_and_that_is_said(tmp_path: Pa
     _config, warnings = load_config(written(tmp_path, text), {})
     assert [warning.partition("oubliette.jsonc:")[2] for warning in warnings] == [
         "1: telemetry: is accepted, but this version sends no traces",
-        "2: retention: is accepted, but this version keeps all history",
+        "2: retention.audit_days: is accepted, but this version keeps all of the audit log",
+    ]
+
+
+def test_a_budget_that_cannot_be_kept_for_a_model_is_said(tmp_path: Path) -> None:
+    models = {
+        "opus": {"model": "claude-opus-4-6", "provider": "main"},
+        "mystery": {"model": "nobody-knows-it", "provider": "main"},
+        "free": {"model": "nobody-knows-it", "provider": "main", "cost": {"input": 0, "output": 0}},
+    }
+    content = {
+        "credentials": {"providers": {"credentials": {"main": {"provider": "anthropic", "api_key": "k"}}}},
+        "models": {"models": models},
+    }
+    _config, warnings = load_config(written(tmp_path, json.dumps(content)), {})
+    assert warnings == [], "nobody has chosen the defaults"
+    content["defaults"] = {"limits": {"max_cost_usd_per_day": 20, "max_tokens_per_session": 5}}
+    _config, warnings = load_config(written(tmp_path, json.dumps(content)), {})
+    assert [warning.partition("oubliette.jsonc:")[2] for warning in warnings] == [
+        (
+            "1: defaults.limits.max_cost_usd_per_day: cannot be kept for models of unknown price; "
+            'add "cost" to models.models.mystery'
+        )
     ]
 
 

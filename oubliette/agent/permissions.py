@@ -181,8 +181,7 @@ def _closed(rules: Sequence[Rule], known: Sequence[str], own: Sequence[str]) -> 
     found: list[Rule] = []
     for rule in rules:
         name = rule["permission"]
-        exact = "*" not in name and "?" not in name
-        if rule["action"] == "deny" or exact or ("_" not in name and name != "*"):
+        if rule["action"] == "deny" or ("_" not in name and name != "*"):
             found.append(rule)
         elif name == "*":
             found.append(rule)

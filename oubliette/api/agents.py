@@ -94,7 +94,7 @@ class AgentDoor:
                     if container is None:
                         raise RemoteWireError("a stream of a container that is not known any more")
                     if caller_id:
-                        await self._callers.serve(stream, container, caller_id, self._desk)
+                        await self._callers.serve(stream, container, caller_id, self._desk, calls)
                     else:
                         await serve_lines(stream, self._server, _Inside(container, self._desk), calls=calls)
             finally:

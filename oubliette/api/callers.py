@@ -22,7 +22,7 @@ from mcp.server.lowlevel.server import Server
 from oubliette import clock
 from oubliette.api.agent_rights import session_of
 from oubliette.api.desk import Desk
-from oubliette.api.line_stream import serve_lines
+from oubliette.api.line_stream import OpenCalls, serve_lines
 from oubliette.api.live import Origin
 from oubliette.api.tools.registry import failure
 from oubliette.api.tools.reply import compact
@@ -89,16 +89,21 @@ class CallerDoor:
             callers.listing = None
 
     async def serve(
-        self, stream: trio.abc.HalfCloseableStream, container: ContainerRow, caller_id: str, desk: Desk
+        self,
+        stream: trio.abc.HalfCloseableStream,
+        container: ContainerRow,
+        caller_id: str,
+        desk: Desk,
+        calls: OpenCalls | None = None,
     ) -> None:
-        """One stream until it ends. Raises RemoteWireError."""
+        """One stream until it ends; ``calls`` counts with the container's other streams. Raises RemoteWireError."""
         if not CALLER_ID.fullmatch(caller_id):
             raise RemoteWireError(f"no caller is called {caller_id[:64]!r}")
         one = _Stream(container, caller_id, desk)
         self._streams.add(one)
         self._move()
         try:
-            await serve_lines(stream, self._server, one, one.announce)
+            await serve_lines(stream, self._server, one, one.announce, calls=calls)
         finally:
             self._streams.discard(one)
             self._move()

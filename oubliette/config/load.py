@@ -19,7 +19,8 @@ BUILT_IN_CONTAINER_TYPES = ("base",)
 
 _LATER: dict[Location, str] = {
     ("telemetry",): "sends no traces",
-    ("retention",): "keeps all history",
+    ("retention", "sessions_days"): "keeps all sessions",
+    ("retention", "audit_days"): "keeps all of the audit log",
     ("server", "elicitation"): "asks no human through a client",
     ("defaults", "backup", "enabled"): "makes no backups",
     ("defaults", "container", "disk"): "does not bound a container's disk",

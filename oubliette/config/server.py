@@ -16,6 +16,7 @@ from oubliette.config.values import (
     check_signing_secret,
     split_address,
 )
+from oubliette.core.limits import RUNS_PER_SCHEDULE
 from oubliette.core.notices import NoticeType
 
 
@@ -92,8 +93,8 @@ class Retention(Section):
     """Days after its end that a session with its events is deleted; without it never."""
     audit_days: Count = 90
     """Days that the audit log is kept."""
-    runs_per_schedule: Count = 1000
-    """Runs of a schedule that are kept."""
+    runs_per_schedule: Count = RUNS_PER_SCHEDULE
+    """Runs of a schedule that are kept, besides those that are open."""
 
 
 class Webhook(Section):

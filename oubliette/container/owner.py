@@ -117,6 +117,14 @@ class Owner:
         self.row = row
         self._loaded.set()
 
+    async def running(self) -> ReadyContainer | None:
+        """The container if it is ready; one that was and is being taken over, or given a new agent, is waited for.
+        Starts nothing."""
+        was_ready = self.row is not None and self.row.state is ContainerState.READY
+        if self.ready is None and was_ready and self._attempt is not None:
+            await self._attempt.decided.wait()
+        return self.ready
+
     async def _ready(self) -> ReadyContainer:
         while True:
             ready = self.ready

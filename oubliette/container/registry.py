@@ -117,6 +117,14 @@ class Containers:
         async with owner.lease() as ready:
             yield ready
 
+    async def kill_session(self, project_id: str, workspace_id: str, mark: str) -> int:
+        """Kill every process of that workspace's container that carries the agent session's mark, if the container
+        runs; returns how many were found. Starts nothing. Raises ContainerError; RequestError when the workspace is
+        gone."""
+        owner = self._owners.get(await self._place(project_id, workspace_id))
+        ready = await owner.running() if owner is not None else None
+        return await ready.kill_session(mark) if ready is not None else 0
+
     async def start(self, project_id: str, workspace_id: str, *, recreate: bool = False, force: bool = False) -> None:
         """Returns when it is ready. ``recreate``: as a new one; ``force``: though the runtime that made the old one
         cannot be reached. Raises as ``lease``."""

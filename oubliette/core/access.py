@@ -88,8 +88,8 @@ NOT_BY_GRANT = frozenset(
         "schedule.trigger",
     }
 )
-"""What no agent may do whatever its project's ``agent_scope``: no secret of a token enters a container, and nothing that
-an agent began outlives the loan."""
+"""What no agent may do whatever its project's ``agent_scope``: no secret of a token enters a container, and nothing is
+planned that would begin when the loan has ended."""
 
 
 def require_known(action: str) -> str:

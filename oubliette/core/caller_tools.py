@@ -78,14 +78,19 @@ def declaration(caller_id: str, tools: Sequence[Mapping[str, Any]]) -> CallerToo
 
 def check_clash(caller_id: str, servers: Iterable[str]) -> None:
     """Raises RequestError when an MCP server of the project has tools that this caller's could be taken for."""
-    for server in servers:
-        if server == caller_id or server_glob(server).startswith(f"{caller_id}_"):
-            raise RequestError(
-                "conflict",
-                f"caller_id {caller_id} is taken: the project has an MCP server {server[:64]!r}.",
-                hint="Choose another caller_id.",
-                field="caller_id",
-            )
+    server = clashing(caller_id, servers)
+    if server is not None:
+        raise RequestError(
+            "conflict",
+            f"caller_id {caller_id} is taken: the project has an MCP server {server[:64]!r}.",
+            hint="Choose another caller_id.",
+            field="caller_id",
+        )
+
+
+def clashing(caller_id: str, servers: Iterable[str]) -> str | None:
+    """The MCP server of the project whose tools this caller's could be taken for."""
+    return next((one for one in servers if server_glob(one).startswith(f"{caller_id}_")), None)
 
 
 def _tool(caller_id: str, number: int, given: Mapping[str, Any]) -> Json:

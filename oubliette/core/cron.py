@@ -9,8 +9,10 @@ and none is lost; the price is that ``*/15`` rests during the repeated hour.
 from __future__ import annotations
 
 import calendar
+import copy
 import difflib
 import zoneinfo
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
@@ -116,13 +118,20 @@ def occurrences(cron: Cron, after: datetime) -> Iterator[datetime]:
     there = zone(cron.timezone)
     # Local times before this one cannot be later instants: what is skipped moves forward, what comes twice back.
     local = after.astimezone(there).replace(tzinfo=None)
-    times = croniter(cron.plain, local - timedelta(minutes=1), ret_type=datetime)
+    times = copy.copy(_parsed(cron.plain))
+    times.set_current(local - timedelta(minutes=1))
     last = after
     while True:
         found = _instant(times.get_next(datetime), there)
         if found > last:
             last = found
             yield found
+
+
+@lru_cache(maxsize=512)
+def _parsed(plain: str) -> croniter:
+    """Copied before use: it keeps its place."""
+    return croniter(plain, datetime(2026, 1, 1))
 
 
 def next_after(cron: Cron, instant: datetime) -> datetime:
@@ -136,28 +145,42 @@ def due_between(cron: Cron, after: datetime, until: datetime) -> Due:
     if until <= after:
         return Due(0)
     there = zone(cron.timezone)
+    times = [hour * 60 + minute for hour in cron.hours for minute in cron.minutes]
     count, first, last = 0, None, None
-    end = until.astimezone(there).date() + _DAY
     # One day around both ends: at a change of the clock the local date may go back.
-    day = after.astimezone(there).date() - _DAY
-    begins, ends = day + 2 * _DAY, end - 2 * _DAY
-    while day <= end:
-        if _matches(cron, day):
-            if begins < day < ends and _plain_day(day, there):
-                count += len(cron.hours) * len(cron.minutes)
-                found = _instant(_at(cron, day, 0), there)
-                if found == last:
-                    count -= 1
-                first, last = first or found, _instant(_at(cron, day, -1), there)
-            else:
-                for hour in cron.hours:
-                    for minute in cron.minutes:
-                        found = _instant(datetime.combine(day, time(hour, minute)), there)
-                        if after < found <= until and found != last:
-                            count += 1
-                            first, last = first or found, found
-        day += _DAY
+    for day in _days(after.astimezone(there).date() - _DAY, until.astimezone(there).date() + _DAY):
+        if not _matches(cron, day):
+            continue
+        if _plain_day(day, there):
+            low, high = (
+                bisect_right(times, _minutes(after, day, there)),
+                bisect_right(times, _minutes(until, day, there)),
+            )
+            if low < high:
+                found = _instant(_at(day, times[low]), there)
+                count += high - low - (found == last)
+                first, last = first or found, _instant(_at(day, times[high - 1]), there)
+            continue
+        for minute in times:
+            found = _instant(_at(day, minute), there)
+            if after < found <= until and found != last:
+                count += 1
+                first, last = first or found, found
     return Due(count, first, last)
+
+
+def _days(first: date, last: date) -> Iterator[date]:
+    return (first + timedelta(days=number) for number in range((last - first).days + 1))
+
+
+def _minutes(instant: datetime, day: date, there: ZoneInfo) -> float:
+    """Where an instant lies in a local day on which the clock does not change: before it negative, after it beyond."""
+    local = instant.astimezone(there).replace(tzinfo=None)
+    return (local - datetime.combine(day, time())) / timedelta(minutes=1)
+
+
+def _at(day: date, minute: int) -> datetime:
+    return datetime.combine(day, time(minute // 60, minute % 60))
 
 
 def _matches(cron: Cron, day: date) -> bool:
@@ -165,10 +188,6 @@ def _matches(cron: Cron, day: date) -> bool:
         return False
     by_day, by_weekday = day.day in cron.days, day.isoweekday() % 7 in cron.weekdays
     return by_day and by_weekday if cron.any_day or cron.any_weekday else by_day or by_weekday
-
-
-def _at(cron: Cron, day: date, position: int) -> datetime:
-    return datetime.combine(day, time(cron.hours[position], cron.minutes[position]))
 
 
 def _plain_day(day: date, there: ZoneInfo) -> bool:

@@ -60,7 +60,7 @@ def claim(tx: Tx, ways: Ways, schedule_id: str, at: datetime) -> Effects:
             if found.run is not None:
                 run = _new_run(ways, row, target, at, planned_at=found.run, missed_count=found.stands_for)
                 _enter(tx, ways, row, target, run, at, effects)
-        runs.prune(tx, schedule_id)
+        runs.prune(tx, schedule_id, ways.config.retention.runs_per_schedule)
     # An earlier run may have paused it just now.
     row = replace(schedules.get(tx, schedule_id) or row, accounted_until=found.until if found is not None else at)
     schedules.update(tx, schedule_id, accounted_until=row.accounted_until, **due.upcoming(row, expression))
@@ -78,7 +78,7 @@ def trigger(tx: Tx, ways: Ways, row: ScheduleRow, asked_by: str | None, at: date
         _enter(tx, ways, row, target, run, at, effects)
         made.append(runs.get(tx, run.run_id) or run)
     schedules.update(tx, row.schedule_id, last_run_at=at)
-    runs.prune(tx, row.schedule_id)
+    runs.prune(tx, row.schedule_id, ways.config.retention.runs_per_schedule)
     return made, effects
 
 
@@ -94,7 +94,7 @@ def settle(tx: Tx, ways: Ways, at: datetime, session_ids: Collection[str] | None
             run = _begin(tx, run, turn.started_at)
         if turn.status is TurnStatus.DONE:
             _end_with(tx, run, turn, at)
-    for session_id in runs.left_open(tx):
+    for session_id in runs.left_open(tx, session_ids):
         counts = sessions.tree_counts(tx, session_id)
         if not any(counts[status] for status in AT_WORK):
             effects.close += [row.session_id for row in units.mark_ending(tx, session_id, "completed", at)]

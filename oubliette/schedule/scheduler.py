@@ -28,10 +28,11 @@ from oubliette.store.database import Store, Tx
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
+R = TypeVar("R", covariant=True)
 
 LOOK_SECONDS = 60.0
 """The wall clock is looked at that often, whatever is planned: it may be set, and a host may sleep."""
-CLAIMS_AT_ONCE = 8
+CLAIMS_AT_ONCE = 16
 """Schedules that are claimed side by side; the store commits them together and serves others in between."""
 STUMBLE_SECONDS = 5.0
 """After a failure of the store: how long until the next try."""
@@ -39,6 +40,12 @@ AHEAD = timedelta(days=1)
 """A clock that goes back by more was wrong before: schedules begin anew at what it says now."""
 
 _FOLLOWED = frozenset({EventType.TURN_STARTED, EventType.COMPLETION, EventType.STATUS})
+
+
+class Unit(Protocol[R]):
+    """One unit of the store that may start runs; its own result, and what is to be done after the commit."""
+
+    def __call__(self, tx: Tx, *, ways: Ways, at: datetime) -> tuple[R, Effects]: ...
 
 
 class Sessions(Protocol):
@@ -87,14 +94,14 @@ class Scheduler:
                 task_status.started()
                 await self._insist(self._keep_time)
 
-    async def carry_out(self, unit: Callable[[Tx, Ways, datetime], tuple[T, Effects]]) -> T:
+    async def carry_out(self, unit: Unit[T]) -> T:
         """Write a unit that may start runs, and start them. Raises what the unit raises, RequestError unavailable when
         the daemon is stopping."""
         if self._sessions.closing:
             self._sessions.check_accepting()  # says so
         ways, at = self._present_ways(), self._now()
         with trio.CancelScope(shield=True):
-            result, effects = await self._store.write(lambda tx: unit(tx, ways, at))
+            result, effects = await self._store.write(partial(unit, ways=ways, at=at))
         self._apply(effects)
         return result
 
@@ -129,22 +136,29 @@ class Scheduler:
             nursery.cancel_scope.cancel("something changed")
 
     async def _claim_all(self, ids: Sequence[str]) -> None:
+        """All of them before any of their sessions begins: the work of the first would delay the last."""
         waiting = list(reversed(ids))
         failed: list[str] = []
+        claimed: list[Effects] = []
+        ways = self._present_ways()
 
         async def some() -> None:
             while waiting:
                 schedule_id = waiting.pop()
+                unit = partial(runs.claim, ways=ways, schedule_id=schedule_id, at=self._now())
                 try:
-                    await self.carry_out(partial(_claim, schedule_id=schedule_id))
+                    claimed.append(await self._store.write(unit))
                 except Exception:
                     # One schedule's trouble must not keep the others waiting.
                     log.exception("a schedule could not be claimed", schedule=schedule_id)
                     failed.append(schedule_id)
 
-        async with trio.open_nursery() as nursery:
-            for _ in range(CLAIMS_AT_ONCE):
-                nursery.start_soon(some)
+        with trio.CancelScope(shield=True):
+            async with trio.open_nursery() as nursery:
+                for _ in range(CLAIMS_AT_ONCE):
+                    nursery.start_soon(some)
+        for effects in claimed:
+            self._apply(effects)
         if failed:
             await trio.sleep(STUMBLE_SECONDS)
 
@@ -167,9 +181,14 @@ class Scheduler:
     async def _settle(self, session_ids: Collection[str] | None) -> None:
         if self._sessions.closing:
             return  # the next start does
-        await self.carry_out(partial(_settle, session_ids=session_ids))
-        left = await self._store.read(_followed)
-        self._watched &= left
+        await self.carry_out(partial(self._settled, session_ids=session_ids))
+
+    def _settled(self, tx: Tx, ways: Ways, at: datetime, session_ids: Collection[str] | None) -> tuple[None, Effects]:
+        effects = runs.settle(tx, ways, at, session_ids)
+        over = set(session_ids or ()) - _followed(tx, session_ids)
+        # In the order of commits: a claim that follows in the same one watches its session again.
+        tx.after_commit(partial(self._watched.difference_update, over))
+        return None, effects
 
     def _wants(self, event: EventRow) -> bool:
         return event.session_id in self._watched and event.type in _FOLLOWED
@@ -208,20 +227,12 @@ class Scheduler:
             await trio.sleep(STUMBLE_SECONDS)
 
 
-def _claim(tx: Tx, ways: Ways, at: datetime, schedule_id: str) -> tuple[None, Effects]:
-    return None, runs.claim(tx, ways, schedule_id, at)
-
-
-def _settle(tx: Tx, ways: Ways, at: datetime, session_ids: Collection[str] | None) -> tuple[None, Effects]:
-    return None, runs.settle(tx, ways, at, session_ids)
-
-
 def _plan(tx: Tx, at: datetime) -> tuple[list[str], datetime | None]:
     return schedules.due(tx, at), schedules.next_due(tx)
 
 
-def _followed(tx: Tx) -> set[str]:
-    return {run.session_id for run in run_rows.at_work(tx) if run.session_id is not None}
+def _followed(tx: Tx, session_ids: Collection[str] | None = None) -> set[str]:
+    return {run.session_id for run in run_rows.at_work(tx, session_ids) if run.session_id is not None}
 
 
 def _plan_anew(tx: Tx, at: datetime) -> None:

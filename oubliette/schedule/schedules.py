@@ -135,7 +135,7 @@ class Schedules:
         """One run for each target, now: ``{"schedule_id", "run_ids": [...], "runs": [Run, ...]}``. Also when it is
         disabled or paused; its overlap rule holds. The runs have the caller's rights."""
 
-        def unit(tx: Tx, ways: Ways, at: datetime) -> tuple[Json, Effects]:
+        def unit(tx: Tx, *, ways: Ways, at: datetime) -> tuple[Json, Effects]:
             row = authority.writable(tx, principal, schedule_id, "schedule.trigger")
             if not schedules.projects_of(tx, schedule_id):
                 raise RequestError(

@@ -72,8 +72,11 @@ def check_places(tx: Tx, config: Config, principal: Principal, row: ScheduleRow,
             place = workspaces.get(tx, one.workspace_id)
             if place is None or place.project_id != one.project_id or place.state is PlaceState.DELETING:
                 raise no_such("workspace")
-        if row.model is not None:
-            choices.choose_model(config, project, row.model)
+        most = row.max_cost_microusd
+        if most is not None or row.model is not None:
+            alias = choices.choose_model(config, project, row.model)
+            choices.check_cost(config, project, principal, most / 1_000_000 if most is not None else None)
+            choices.check_priced(config, project, alias, explicit=most is not None)
 
 
 def put_targets(tx: Tx, schedule_id: str, targets: Sequence[TargetArgs], fresh_hex: Callable[[int], str]) -> None:

@@ -17,9 +17,9 @@ import trio
 
 from oubliette.agent.opencode_config import STAMPED_FILE, TOOLKIT_INSIDE
 from oubliette.config import Config
-from oubliette.core.caller_tools import RESERVED
+from oubliette.core.caller_tools import RESERVED, clashing
 from oubliette.core.events import error_event
-from oubliette.core.model import Json, SessionRow, TurnRow
+from oubliette.core.model import SessionRow, TurnRow
 from oubliette.errors import AgentProtocolError
 from oubliette.session import units
 from oubliette.session.callers import Callers
@@ -48,6 +48,10 @@ class CallerEntries:
         """Returns when the agent can offer the session what its callers declared. A server that cannot be had is an
         ``error`` event of the turn, which goes on without. Raises AgentUnreachable."""
         own, wanted, stamped, servers = await self._store.read(partial(_callers, config=self._config, row=row))
+        for caller_id in [one for one in own if clashing(one, servers)]:
+            del own[caller_id]
+            why = "the project has got an MCP server of that name"
+            await self._tell(row, turn, f"The tools of caller {caller_id} are not offered: {why}.")
         if not own:
             return
         lock = self._locks.setdefault(container, trio.Lock())
@@ -91,13 +95,12 @@ class CallerEntries:
             await container.agent.add_mcp_server(directory, caller_id, entry)
         except AgentProtocolError as error:
             log.warning("a caller's tools are not offered", session=row.session_id, caller=caller_id, error=str(error))
-            told: Json = {
-                "code": "agent_error",
-                "message": f"The tools of caller {caller_id} could not be given to the agent for this turn.",
-                "retryable": True,
-            }
-            event = error_event(turn.turn, told)
-            await self._store.write(partial(units.append_events, session_id=row.session_id, new=[event]))
+            message = f"The tools of caller {caller_id} could not be given to the agent for this turn."
+            await self._tell(row, turn, message)
+
+    async def _tell(self, row: SessionRow, turn: TurnRow, message: str) -> None:
+        event = error_event(turn.turn, {"code": "agent_error", "message": message, "retryable": True})
+        await self._store.write(partial(units.append_events, session_id=row.session_id, new=[event]))
 
 
 def _callers(
@@ -107,9 +110,9 @@ def _callers(
     that are not ours to touch."""
     own = {one.caller_id: _names(one) for one in caller_tools.of_session(tx, row.session_id)}
     here = caller_tools.caller_ids(tx, row.project_id, row.workspace_id)
-    stamped = caller_tools.caller_ids(tx, row.project_id)
     project = projects.get(tx, row.project_id)
     servers = mcp_servers_of(config, project) if project is not None else set()
+    stamped = [one for one in caller_tools.caller_ids(tx, row.project_id) if not clashing(one, servers)]
     return own, here, stamped, servers | RESERVED
 
 

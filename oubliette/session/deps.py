@@ -54,6 +54,9 @@ class Deps:
     """(project_id, workspace_id): waits while the clone runs; raises RequestError when it failed."""
     results: Callable[[SessionRow], Awaitable[Sequence[Json]]]
     """What lies in a session's results folder: [{path, bytes}]; starts nothing. Raises OublietteError, OSError."""
+    kill_marked: Callable[[str, str, str], Awaitable[int]]
+    """(project_id, workspace_id, agent session): kill what carries its mark, if the container runs. Raises
+    OublietteError."""
     cut_model: Callable[[str], None]
     """(session_id): end its running model requests; new ones are refused by its rows."""
     model_settled: Callable[[str], Awaitable[None]]

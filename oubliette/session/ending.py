@@ -6,16 +6,20 @@ at once, under one deadline. (3) Outcomes are written, leaves first, and the tas
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Literal
 
 import structlog
 import trio
 
+from oubliette.core.model import SessionRow
+from oubliette.errors import OublietteError
 from oubliette.session import units
 from oubliette.session.deps import Deps
 from oubliette.session.session import Session
+from oubliette.store import sessions
+from oubliette.store.database import Tx
 
 log = structlog.get_logger(__name__)
 
@@ -41,14 +45,30 @@ async def finish(
     tasks = [live[one] for one in ids if one in live]
     for one in ids:
         deps.cut_model(one)
-    for task in tasks:
-        task.begin_ending()
+    stopped = {task.id for task in tasks if task.begin_ending()}
+    idle = await deps.store.read(partial(_with_agents, ids=[one for one in ids if one not in stopped]))
     with trio.move_on_after(seconds) as patience:
         async with trio.open_nursery() as nursery:
             for task in tasks:
                 nursery.start_soon(task.at_rest)
+            for row in idle:
+                nursery.start_soon(_kill_what_is_left, deps, row)
     if patience.cancelled_caught:
         log.warning("sessions did not come to rest in time", root=asked_id, sessions=len(ids))
     await deps.store.write(partial(units.finish_sessions, ids=ids, at=deps.now(), asked_id=asked_id))
     for task in tasks:
         task.cancel("session ended")
+
+
+def _with_agents(tx: Tx, ids: Sequence[str]) -> list[SessionRow]:
+    """Those of them that have ever worked."""
+    rows = [sessions.get(tx, one) for one in ids]
+    return [row for row in rows if row is not None and row.agent_session_id is not None]
+
+
+async def _kill_what_is_left(deps: Deps, row: SessionRow) -> None:
+    """No turn runs, but a command that an earlier one has sent to the background may."""
+    try:
+        await deps.kill_marked(row.project_id, row.workspace_id, row.agent_session_id or "")
+    except OublietteError as error:
+        log.warning("what a session has left running was not killed", session=row.session_id, error=str(error))

@@ -62,11 +62,12 @@ class Session:
         self.driver.stop(outcome, reason, kill=kill)
         return True
 
-    def begin_ending(self) -> None:
-        """Its rows say ``ending``: stop the turn and take no other; ``at_rest`` follows."""
+    def begin_ending(self) -> bool:
+        """Its rows say ``ending``: stop the turn and take no other; ``at_rest`` follows. False: no turn was running."""
         self._ending = True
-        self.stop_turn(Outcome.CANCELLED, kill=True)
+        stopped = self.stop_turn(Outcome.CANCELLED, kill=True)
         self._wake.set()
+        return stopped
 
     async def at_rest(self) -> None:
         """After ``begin_ending``: returns when no turn is driven any more."""

@@ -8,7 +8,6 @@ from collections.abc import Collection
 from datetime import datetime
 from typing import Any
 
-from oubliette.core.limits import RUNS_PER_SCHEDULE
 from oubliette.core.schedule_rows import RunRow, RunStatus
 from oubliette.store import cursors
 from oubliette.store.codec import Table, to_json, to_micros
@@ -122,23 +121,25 @@ def cancel_waiting(tx: Tx, schedule_id: str | None, *, reason: str, at: datetime
     )
 
 
-def left_open(tx: Tx) -> list[str]:
-    """Open sessions that were made for one run, which is over and was the last thing in them: nobody else uses them."""
+def left_open(tx: Tx, session_ids: Collection[str] | None = None) -> list[str]:
+    """Open sessions (of these, of all) that were made for one run, which is over and was the last thing in them."""
     rows = tx.rows(
         "SELECT s.session_id FROM sessions s JOIN runs r ON r.session_id = s.session_id AND r.turn = s.turn"
         " WHERE s.status = 'idle' AND s.schedule_id IS NOT NULL AND s.parent_id IS NULL AND r.ended_at IS NOT NULL"
         " AND NOT EXISTS (SELECT 1 FROM schedule_targets g WHERE g.session_id = s.session_id)"
+        + (" AND s.session_id IN (SELECT value FROM json_each(?))" if session_ids is not None else ""),
+        *([to_json(sorted(session_ids))] if session_ids is not None else []),
     )
     return [row[0] for row in rows]
 
 
-def prune(tx: Tx, schedule_id: str) -> int:
-    """Keep the newest 1,000 of a schedule, and what is open. Returns how many went."""
+def prune(tx: Tx, schedule_id: str, keep: int) -> int:
+    """Keep the newest of a schedule, and what is open. Returns how many went."""
     return tx.run(
         "DELETE FROM runs WHERE schedule_id = ? AND ended_at IS NOT NULL AND (claimed_at, run_id) <="
         " (SELECT claimed_at, run_id FROM runs WHERE schedule_id = ? ORDER BY claimed_at DESC, run_id DESC"
         " LIMIT 1 OFFSET ?)",
         schedule_id,
         schedule_id,
-        RUNS_PER_SCHEDULE,
+        keep,
     )

@@ -15,7 +15,6 @@ TOPIC: Final = "tokens"
 """``Store.hear`` of it: the token with that id is new, or has ended."""
 
 _TOKENS = Table("tokens", TokenRow)
-_LENT_BY = "kind = 'agent' AND json_extract(created_by, '$.id') = ?"
 
 
 def create(tx: Tx, row: TokenRow, secret_hash: bytes) -> None:
@@ -60,7 +59,12 @@ def list_page(
 def revoke(tx: Tx, token_id: str, at: datetime) -> bool:
     """With everything that it has lent to agents. False when there is none, or it was revoked before."""
     micros = to_micros(at)
-    tx.run(f"UPDATE tokens SET revoked_at = ? WHERE {_LENT_BY} AND revoked_at IS NULL", micros, token_id)
+    tx.run(
+        "UPDATE tokens SET revoked_at = ?"
+        " WHERE kind = 'agent' AND json_extract(created_by, '$.id') = ? AND revoked_at IS NULL",
+        micros,
+        token_id,
+    )
     changed = tx.run("UPDATE tokens SET revoked_at = ? WHERE token_id = ? AND revoked_at IS NULL", micros, token_id)
     tx.tell(TOPIC, token_id)
     return changed == 1
@@ -75,7 +79,12 @@ def answering(tx: Tx) -> list[TokenRow]:
 
 def succeed(tx: Tx, old_id: str, new_id: str, at: datetime) -> None:
     """A token takes the place of another, which is revoked: what that one has lent to agents is the new one's."""
-    tx.run(f"UPDATE tokens SET created_by = json_set(created_by, '$.id', ?) WHERE {_LENT_BY}", new_id, old_id)
+    tx.run(
+        "UPDATE tokens SET created_by = json_set(created_by, '$.id', ?)"
+        " WHERE kind = 'agent' AND json_extract(created_by, '$.id') = ?",
+        new_id,
+        old_id,
+    )
     revoke(tx, old_id, at)
 
 

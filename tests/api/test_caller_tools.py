@@ -418,7 +418,9 @@ async def test_a_later_message_replaces_the_list_and_the_agent_is_told(tmp_path:
         await pending(agents, session_id)
         change = partial(agents.doors.tool, "session", "project", action="message", session_id=session_id, message="x")
         await change(caller_id="ide", caller_tools=[SELECTION, named("save")])
-        messages = [await wire.hear() for _ in range(2)]
+        messages = [await wire.hear()]
+        while len(messages) < 2 or not any("id" in message for message in messages):
+            messages.append(await wire.hear())
         assert {"jsonrpc": "2.0", "method": "notifications/tools/list_changed"} in messages
         [ended] = [message["result"] for message in messages if "id" in message]
         assert "withdrawn by its caller" in ended["content"][0]["text"]
@@ -695,6 +697,20 @@ async def test_a_server_that_cannot_be_had_is_said_and_the_turn_goes_on(tmp_path
         await prompted(agents, stamp)
         [event] = [one for one in await agents.doors.world.log(session_id) if one.type == "error"]
         assert "The tools of caller ide could not be given to the agent" in event.body["error"]["message"]
+
+
+async def test_a_server_that_the_project_gets_later_wins_its_name(tmp_path: Path) -> None:
+    async with open_agents(tmp_path) as agents:
+        session_id, stamp = await spawn(agents)
+        await prompted(agents, stamp)
+        await settings(agents, mcp_servers={"ide": {"type": "remote", "url": "https://ide.example"}})
+        agents.doors.world.agent.servers.clear()
+        await agents.doors.tool("session", action="interrupt", session_id=session_id)
+        await agents.doors.tool("session", action="message", session_id=session_id, message="sleep")
+        await prompted(agents, stamp, 2)
+        assert len(agents.doors.world.agent.added) == 1
+        [event] = [one for one in await agents.doors.world.log(session_id) if one.type == "error"]
+        assert "has got an MCP server of that name" in event.body["error"]["message"]
 
 
 async def test_a_prompt_waits_until_the_agent_has_the_newest_list(

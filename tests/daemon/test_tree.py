@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.daemon.harness import Daemon, Json, open_daemon
+from tests.daemon.processes import appear, vanish
 from tests.daemon.scripts_for_agents import TOOL, bash, lines, tool, tools
 
 pytestmark = [pytest.mark.daemon, pytest.mark.agent, pytest.mark.engine]
@@ -177,3 +179,15 @@ async def test_twenty_spawns_at_once_reach_a_limit_exactly_and_the_rest_are_told
         assert name in tool_["output"] or "level" in tool_["output"] or "at work" in tool_["output"]
     cancelled = await daemon.call("session", action="cancel", session_id=root)
     assert len(cancelled["ended"]) == made + 1
+
+
+async def test_what_a_settled_child_has_sent_to_the_background_ends_with_its_tree(daemon: Daemon) -> None:
+    project = await daemon.call("project", action="create", name="background")
+    sleep = f"sleep 600.{os.getpid()}"  # found by these words on the whole host
+    child = lines(bash(f"setsid nohup {sleep} >/dev/null 2>&1 & echo begun"), "@echo-last-tool")
+    root = await spawn(daemon, project, lines(tool(action="spawn", message=child), tool(action="wait"), "@say done"))
+    done = await daemon.settle(root, timeout_seconds=SETTLE_SECONDS)
+    assert done["outcome"] == "completed", done
+    await appear(sleep)
+    await daemon.call("session", action="end", session_id=root)
+    await vanish(sleep, timeout_seconds=5)

@@ -8,6 +8,7 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from oubliette.agent.opencode_config import ModelEntry
 from oubliette.agent.toolkit import Toolkit, ensure_toolkit
 from oubliette.core.model import EventType
 from oubliette.gateway.models import ResolvedModel, Wire, all_models
-from oubliette.store import sessions
+from oubliette.store import budgets, sessions
 from tests.agent.fake_model import FakeModel
 from tests.agent.rig import Rig, Turn, open_rig, start
 from tests.gateway.world import ALIASES, KEY, MODELS, WIRES, World, open_world
@@ -187,8 +188,8 @@ async def test_a_cut_session_stops_its_real_agent_at_once(toolkit: Toolkit, tmp_
             prompt = talk.rig.prompt("@say a\n@delay 60\n@say b", model="scripted")
             await talk.rig.agent.prompt(talk.session_id, talk.directory, prompt)
             with trio.fail_after(20):
-                while not talk.world.gateway.requests_at_work():  # the agent tells nobody
-                    await trio.sleep(0.01)
+                while await talk.world.store.read(partial(budgets.tree_reserved, root_id="gogol_1")) == (0, 0):
+                    await trio.sleep(0.01)  # the agent tells nobody
             await talk.world.store.write(lambda tx: sessions.update(tx, "gogol_1", ending="cancelled"))
             began = trio.current_time()
             talk.world.gateway.cancel_session("gogol_1", "the session was cancelled")

@@ -123,6 +123,21 @@ async def test_writing_needs_every_target_and_reading_one(tmp_path: Path) -> Non
         assert [run["project_id"] for run in (await place.schedules.history(OF_OTHER, both))["runs"]] == [OTHER_PROJECT]
 
 
+async def test_a_budget_must_be_one_that_can_be_kept_and_that_its_maker_may_give(tmp_path: Path) -> None:
+    models = {
+        "priced": {"model": "m", "provider": "scripted", "cost": {"input": 1, "output": 1}},
+        "unpriced": {"model": "m", "provider": "openai-compatible", "baseUrl": "http://localhost:1"},
+    }
+    async with open_place(tmp_path, running=False, models=models) as place:
+        with pytest.raises(RequestError, match="price of the model 'unpriced' is not known"):
+            await place.create(model="unpriced", max_cost_usd=1)
+        with pytest.raises(RequestError) as refused:
+            await place.create(principal=OF_PROJECT, model="priced", max_cost_usd=1_000)
+        assert refused.value.code == "permission_denied"
+        schedule_id = await place.create(model="priced", max_cost_usd=1_000)
+        assert (await place.shown(schedule_id))["max_cost_usd"] == 1_000
+
+
 async def test_whoever_changes_a_schedule_answers_for_it(tmp_path: Path) -> None:
     async with open_place(tmp_path) as place:
         schedule_id = await place.create()
@@ -220,6 +235,9 @@ async def test_a_thousand_runs_are_kept_and_open_ones_always(tmp_path: Path) -> 
         assert len(ids) == RUNS_PER_SCHEDULE + 1
         assert "run_x0" not in ids
         assert first["run_id"] in ids
+        await place.sessions.store.write(partial(runs.prune, schedule_id=schedule_id, keep=3))
+        kept = await place.runs(schedule_id)
+        assert [run["status"] for run in kept] == ["running", "succeeded", "succeeded", "skipped"]
 
 
 async def test_a_preview(tmp_path: Path) -> None:

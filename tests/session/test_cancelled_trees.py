@@ -93,7 +93,19 @@ async def test_forty_descendants_are_gone_when_cancel_answers(tmp_path: Path, ma
             ended = await world.tree.end(ADMIN, ids[0], "cancelled")
         assert set(ended["ended"]) == set(ids)
         assert len(await _gone(world, ids[0], marks)) == 41
-        assert len(world.agent.killed) == 41
+        assert len(set(world.agent.killed)) == 41
+
+
+async def test_what_an_idle_session_has_left_in_the_background_is_killed_too(tmp_path: Path) -> None:
+    async with open_world(tmp_path, defaults=WIDE) as world:
+        root = await world.new("sleep")
+        await world.until(root, "running")
+        child = await world.new("say done", parent=root)
+        await world.settle(child)
+        await world.tree.end(ADMIN, root, "cancelled")
+        marks = {(await world.row(one)).agent_session_id for one in (root, child)}
+        assert set(world.agent.killed) == marks
+        assert (await world.row(child)).status == SessionStatus.CANCELLED
 
 
 @pytest.mark.parametrize("seed", range(10))

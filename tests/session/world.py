@@ -152,6 +152,7 @@ async def open_world(
             lease=container.lease,
             place_ready=nothing,
             results=results_of,
+            kill_marked=lambda _project_id, _workspace_id, mark: container.kill_session(mark),
             cut_model=lambda _session_id: None,
             model_settled=nothing,
             now=clock.now,

@@ -7,6 +7,7 @@ from typing import Final, Literal
 
 from oubliette.agent.base import AgentDelta
 from oubliette.api.tools.reply import compact, fit
+from oubliette.core.budget import LimitName
 from oubliette.core.events import event_shape
 from oubliette.core.limits import EVENT_SENT_BYTES, MIB
 from oubliette.core.model import EventRow, EventType, Json
@@ -66,8 +67,10 @@ def thin_shape(row: EventRow) -> Json:
     ):
         if isinstance(full.get(name), dict):
             shape[name] = {key: full[name][key] for key in kept if key in full[name]}
-    if row.type is EventType.STATUS and "data" in full:
-        shape["data"] = full["data"]  # numbers of a limit
+    limit = full.get("data", {}).get("limit") if row.type is EventType.STATUS else None
+    if isinstance(limit, dict) and limit.get("name") in set(LimitName):
+        numbers = {key: value for key, value in limit.items() if isinstance(value, int | float)}
+        shape["data"] = {"limit": {"name": limit["name"], **numbers}}
     run = full.get("data", {}).get("run") if row.type.value.startswith("schedule_run") else None
     if isinstance(run, dict):
         shape["data"] = {"run": {key: value for key, value in run.items() if key not in ("output", "error")}}

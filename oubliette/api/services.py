@@ -12,8 +12,8 @@ from oubliette import clock
 from oubliette.config import Config
 from oubliette.core.model import Json, Principal
 from oubliette.project.projects import Projects
-from oubliette.session.callers import Callers
 from oubliette.schedule.schedules import Schedules
+from oubliette.session.callers import Callers
 from oubliette.session.feed import Feed
 from oubliette.session.merges import Merges
 from oubliette.session.requests import MessageArgs, SpawnArgs

@@ -83,7 +83,7 @@ def tell_boot(
     daemon: Daemon, spawned: Json, tell: Callable[[str], None], booted: threading.Event, home: Home | None
 ) -> None:
     """Tell what the container does until the first word of the agent. A thread: the main one waits for events."""
-    place = {"project_id": spawned.get("project_id"), "workspace_id": spawned.get("workspace_id")}
+    place: Json = {"project_id": spawned.get("project_id"), "workspace_id": spawned.get("workspace_id")}
     while not booted.wait(BOOT_POLL_SECONDS):
         try:
             container = daemon.call("container", action="status", **place)

@@ -19,10 +19,12 @@ from oubliette.config import Config
 from oubliette.core.model import Json, ProjectRow, WorkspaceRow
 from oubliette.errors import OublietteError, RequestError
 from oubliette.home import Home
+from oubliette.host import require_room
 from oubliette.project import files
 from oubliette.project.clone import GitCredential, clone, init_repository
 from oubliette.project.copy import copy_tree, is_git_lock
 from oubliette.project.remote import Remote, check_remote
+from oubliette.project.shares import Shares
 from oubliette.project.walk import Bounds, TreeChangedError
 
 log = structlog.get_logger(__name__)
@@ -33,8 +35,10 @@ LEAVE_SECONDS = 10.0
 """How long a thread that was told to stop may take to leave the tree."""
 
 FORK_ATTEMPTS = 5
-COPIES_AT_ONCE = 4
-"""Agents make copies too: those of one project must not take every thread there is."""
+COPIES_AT_ONCE = 8
+CLONES_AT_ONCE = 8
+OF_A_PROJECT = 2
+"""Agents make workspaces too: theirs must not take every thread there is, nor keep those of other projects waiting."""
 
 DELETE_SLICE_SECONDS = 1.0
 """How long a deletion may keep its thread before a cancel is heard."""
@@ -51,7 +55,8 @@ class Trees:
     home: Home
     owner: int | None
     host_env: Mapping[str, str]
-    copying: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(COPIES_AT_ONCE))
+    copying: Shares = field(default_factory=lambda: Shares(COPIES_AT_ONCE, OF_A_PROJECT))
+    cloning: Shares = field(default_factory=lambda: Shares(CLONES_AT_ONCE, OF_A_PROJECT))
 
     async def fill(self, project: ProjectRow, workspace: WorkspaceRow) -> None:
         """Make the workspace's directory with what it begins with, from whatever an earlier attempt has left.
@@ -69,33 +74,35 @@ class Trees:
         await _in_thread(partial(files.make_directory, target))
         template = self.config.defaults.project.template
         if workspace.forked_from is not None:
-            await self._fork(self.home.workspace_dir(project.project_id, workspace.forked_from), target)
+            await self._fork(project, self.home.workspace_dir(project.project_id, workspace.forked_from), target)
             return
         if project.remote_url is not None:
             remote = check_remote(project.remote_url, self.config.git)
-            await clone(
-                remote,
-                target,
-                self.config.git,
-                branch=project.branch,
-                credential=git_credential(self.config, project.settings, remote),
-                max_bytes=self.config.defaults.container.disk_bytes,
-                host_env=self.host_env,
-            )
+            async with self.cloning.of(project.project_id):
+                require_room(self.home.data)
+                await clone(
+                    remote,
+                    target,
+                    self.config.git,
+                    branch=project.branch,
+                    credential=git_credential(self.config, project.settings, remote),
+                    max_bytes=self.config.defaults.container.disk_bytes,
+                    host_env=self.host_env,
+                )
         else:
             if template is not None:
-                await self._copy(template, target, None)
+                await self._copy(project, template, target, None)
             if project.settings.get("init_git", True) and not await _in_thread(partial(_has_repository, target)):
                 await _in_thread(partial(init_repository, target))
         if self.owner is not None:
             bounds = Bounds(entries=20_000_000, seconds=1800)
             await _in_thread(partial(files.give, target, self.owner, bounds), bounds)
 
-    async def _fork(self, source: Path, target: Path) -> None:
+    async def _fork(self, project: ProjectRow, source: Path, target: Path) -> None:
         """Copy a tree in which agents work meanwhile: when a directory was moved from under the copy, once more."""
         for _ in range(FORK_ATTEMPTS):
             try:
-                await self._copy(source, target, self.owner, is_git_lock)
+                await self._copy(project, source, target, self.owner, is_git_lock)
             except TreeChangedError:
                 await _delete(target)
             else:
@@ -109,16 +116,24 @@ class Trees:
 
     async def _copy(
         self,
+        project: ProjectRow,
         source: Path,
         target: Path,
         owner: int | None,
         leave_out: Callable[[Sequence[str], str], bool] = lambda _path, _name: False,
     ) -> None:
         max_bytes = self.config.defaults.container.disk_bytes
-        async with self.copying:
+        async with self.copying.of(project.project_id):
             bounds = Bounds(entries=5_000_000, seconds=900)
             copy = partial(
-                copy_tree, source, target, max_bytes=max_bytes, owner=owner, bounds=bounds, leave_out=leave_out
+                copy_tree,
+                source,
+                target,
+                max_bytes=max_bytes,
+                owner=owner,
+                bounds=bounds,
+                leave_out=leave_out,
+                room=partial(require_room, self.home.data),
             )
             copied = await _in_thread(copy, bounds)
         if copied.skipped:

@@ -21,6 +21,9 @@ _FICLONE = 0x40049409
 """linux/fs.h: share the blocks of another file."""
 
 _CHUNK = 1 << 20
+_ROOM_BYTES = 64 << 20
+_ROOM_FILES = 1024
+"""After so much it is asked again whether there is room."""
 _READ_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _WRITE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -42,16 +45,20 @@ def copy_tree(
     owner: int | None = None,
     bounds: Bounds | None = None,
     leave_out: Callable[[Sequence[str], str], bool] = lambda _path, _name: False,
+    room: Callable[[], None] = lambda: None,
 ) -> Copied:
     """Copy what is in ``source`` into the empty directory ``target`` (made when absent), which nobody else writes yet.
 
     ``owner`` is the uid and gid of everything made; needs root. ``leave_out(path, name)``: files that are not copied.
+    ``room`` is asked first and now and then, and raises when the disk is too full to go on.
 
-    Raises RequestError too_large when it is more than ``max_bytes`` or than the bounds allow, OSError; what was made so
-    far is the caller's to delete.
+    Raises RequestError too_large when it is more than ``max_bytes`` or than the bounds allow, OSError, what ``room``
+    raises; what was made so far is the caller's to delete.
     """
     bounds = bounds or Bounds(entries=5_000_000, seconds=900)
     copied = Copied()
+    room()
+    asked_at = (0, 0)
     target.mkdir(mode=0o700, parents=True, exist_ok=True)
     with open_root(source) as root, open_root(target) as top:
         here = os.dup(top)
@@ -60,7 +67,11 @@ def copy_tree(
                 if isinstance(event, Found) and leave_out(event.path, event.name):
                     copied.skipped += 1
                 elif isinstance(event, Found):
-                    _copy_entry(event, here, copied, max_bytes, owner, bounds)
+                    _copy_entry(event, here, copied, max_bytes, owner, bounds, room)
+                    at = (copied.files // _ROOM_FILES, copied.size_bytes // _ROOM_BYTES)
+                    if at != asked_at:
+                        room()
+                        asked_at = at
                 elif isinstance(event, Left):
                     os.fchmod(here, stat.S_IMODE(event.status.st_mode) & 0o777 | 0o700)
                     os.utime(here, ns=(event.status.st_atime_ns, event.status.st_mtime_ns))
@@ -91,14 +102,23 @@ def _replaced(old: int, new: int) -> int:
     return new
 
 
-def _copy_entry(found: Found, here: int, copied: Copied, max_bytes: int, owner: int | None, bounds: Bounds) -> None:
+def _copy_entry(
+    found: Found,
+    here: int,
+    copied: Copied,
+    max_bytes: int,
+    owner: int | None,
+    bounds: Bounds,
+    room: Callable[[], None],
+) -> None:
     name = found.name
     if stat.S_ISLNK(found.status.st_mode):
         try:
-            os.symlink(os.readlink(name, dir_fd=found.descriptor), name, dir_fd=here)
-        except FileNotFoundError:
+            leads_to = os.readlink(name, dir_fd=found.descriptor)
+        except OSError:  # gone, or no link any more
             copied.skipped += 1
             return
+        os.symlink(leads_to, name, dir_fd=here)
         if owner is not None:
             os.chown(name, owner, owner, dir_fd=here, follow_symlinks=False)
         return
@@ -119,7 +139,7 @@ def _copy_entry(found: Found, here: int, copied: Copied, max_bytes: int, owner: 
         try:
             if owner is not None:
                 os.fchown(target, owner, owner)
-            copied.size_bytes += _copy_data(source, target, max_bytes - copied.size_bytes, bounds)
+            copied.size_bytes += _copy_data(source, target, max_bytes - copied.size_bytes, bounds, room)
             os.fchmod(target, stat.S_IMODE(status.st_mode) & 0o777)
             os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
         finally:
@@ -129,7 +149,7 @@ def _copy_entry(found: Found, here: int, copied: Copied, max_bytes: int, owner: 
     copied.files += 1
 
 
-def _copy_data(source: int, target: int, max_bytes: int, bounds: Bounds) -> int:
+def _copy_data(source: int, target: int, max_bytes: int, bounds: Bounds, room: Callable[[], None]) -> int:
     """Returns how many bytes; holes stay holes."""
     too_large = RequestError("too_large", "The workspace is too large to copy.")
     if os.fstat(source).st_blocks * 512 > max_bytes + _CHUNK:
@@ -161,6 +181,8 @@ def _copy_data(source: int, target: int, max_bytes: int, bounds: Bounds) -> int:
             written += len(data)
             if written > max_bytes:
                 raise too_large
+            if written % _ROOM_BYTES < len(data):
+                room()
             view = memoryview(data)
             while view:
                 view = view[os.write(target, view) :]

@@ -106,6 +106,9 @@ def read(root: Path, path: str, max_bytes: int) -> Content:
 def list_files(root: Path, pattern: str = "**", *, max_entries: int = 1000, bounds: Bounds | None = None) -> Listing:
     """What matches a glob, directories included; ``.git`` only when the pattern names it.
 
+    What lies too deep to be asked for (``MAX_DEPTH``, ``MAX_PATH``) is left out, and said to be: an agent chooses how
+    long its names and paths are.
+
     Raises RequestError invalid_argument for a bad pattern, not_found when there is no tree.
     """
     glob = Glob(pattern)
@@ -124,14 +127,28 @@ def list_files(root: Path, pattern: str = "**", *, max_entries: int = 1000, boun
 
 
 def _matching(top: int, glob: Glob, bounds: Bounds) -> Iterator[Entry]:
-    for event in walk(top, bounds, glob.may_match_below):
+    def enter(path: Sequence[str], name: str) -> bool:
+        if not glob.may_match_below(path, name):
+            return False
+        near = len(path) + 1 < MAX_DEPTH
+        bounds.complete = bounds.complete and near
+        return near
+
+    for event in walk(top, bounds, enter):
+        entry: Entry | None = None
         if isinstance(event, Found):
-            kind = _KINDS.get(stat.S_IFMT(event.status.st_mode), "other")
             if glob.matches(event.path, event.name) and not (glob.hides_git and event.name == ".git"):
+                kind = _KINDS.get(stat.S_IFMT(event.status.st_mode), "other")
                 size = event.status.st_size if kind == "file" else 0
-                yield Entry(_shown([*event.path, event.name]), kind, size)
+                entry = Entry(_shown([*event.path, event.name]), kind, size)
         elif isinstance(event, Entered) and event.path and glob.matches(event.path[:-1], event.path[-1]):
-            yield Entry(_shown(event.path), "directory", 0)
+            entry = Entry(_shown(event.path), "directory", 0)
+        if entry is None:
+            continue
+        if len(entry.path) > MAX_PATH:
+            bounds.complete = False
+        else:
+            yield entry
 
 
 def _shown(names: Sequence[str]) -> str:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import structlog
 import trio
@@ -19,18 +20,22 @@ from oubliette.errors import OublietteError, RequestError
 from oubliette.project import files, results, tree_facts
 from oubliette.project.background import Background
 from oubliette.project.contents import Trees, failure
+from oubliette.project.shares import Shares
 from oubliette.store import projects, schedules, sessions, workspaces
 from oubliette.store.database import Store, Tx
 
 log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
 
 RemoveContainers = Callable[[str, str | None], Awaitable[None]]
 """(project_id, workspace_id or None for all of the project): what runs there is gone when it returns."""
 
 BUSY_STATES = [PlaceState.PREPARING, PlaceState.CLONING, PlaceState.DELETING]
 MAX_READ_BYTES = 1 << 20
-LOOKS_AT_ONCE = 4
-"""Threads that read agents' trees for callers: a few slow trees keep these waiting, and nobody else."""
+LOOKS_AT_ONCE = 6
+LOOKS_OF_A_PROJECT = 2
+"""Threads that read agents' trees for callers: slow trees keep those of their own project waiting, and nobody else."""
 SHARED = "shared"
 """The key of the state of a container that all workspaces of a project share (container.layout has the same)."""
 
@@ -51,7 +56,9 @@ class Workspaces:
         self._background = background
         self._remove_containers = remove_containers
         self._now = now
-        self._looking = trio.CapacityLimiter(LOOKS_AT_ONCE)
+        self._looking = Shares(LOOKS_AT_ONCE, LOOKS_OF_A_PROJECT)
+        self._noting = Shares(LOOKS_AT_ONCE, LOOKS_OF_A_PROJECT)
+        """For results, which turns that end wait for: not behind whatever callers look into."""
 
     async def create(
         self,
@@ -119,9 +126,7 @@ class Workspaces:
         Raises RequestError.
         """
         root = self._root(row)
-        content = await trio.to_thread.run_sync(
-            files.read, root, path, min(max_bytes, MAX_READ_BYTES), limiter=self._looking
-        )
+        content = await self._look(row.project_id, partial(files.read, root, path, min(max_bytes, MAX_READ_BYTES)))
         return _shown(content, {"workspace_id": row.workspace_id, "path": path})
 
     async def read_result(self, session: SessionRow, path: str, max_bytes: int = MAX_READ_BYTES) -> Json:
@@ -130,20 +135,19 @@ class Workspaces:
         Raises RequestError.
         """
         state = await self._state_dir(session)
-        content = await trio.to_thread.run_sync(
-            results.read_result,
-            state,
-            session.session_id,
-            path,
-            min(max_bytes, MAX_READ_BYTES),
-            limiter=self._looking,
-        )
+        look = partial(results.read_result, state, session.session_id, path, min(max_bytes, MAX_READ_BYTES))
+        content = await self._look(session.project_id, look)
         return _shown(content, {"session_id": session.session_id, "path": path})
 
     async def results_of(self, session: SessionRow) -> Sequence[Json]:
         """What is in a session's results folder now: [{path, bytes}], at most 100. Starts nothing."""
-        state = await self._state_dir(session)
-        return await trio.to_thread.run_sync(results.list_results, state, session.session_id)
+        look = partial(results.list_results, await self._state_dir(session), session.session_id)
+        async with self._noting.of(session.project_id):
+            return await trio.to_thread.run_sync(look)
+
+    async def _look(self, project_id: str, look: Callable[[], T]) -> T:
+        async with self._looking.of(project_id):
+            return await trio.to_thread.run_sync(look)
 
     async def _state_dir(self, session: SessionRow) -> Path:
         project = await self._store.read(partial(projects.get, project_id=session.project_id))
@@ -155,8 +159,7 @@ class Workspaces:
     async def files(self, row: WorkspaceRow, glob: str = "**", *, limit: int = 1000) -> Json:
         """``files``: [{path, kind, size_bytes}] that match, sorted; ``files_truncated`` when there may be more."""
         root = self._root(row)
-        look = partial(files.list_files, root, glob, max_entries=limit)
-        listing = await trio.to_thread.run_sync(look, limiter=self._looking)
+        listing = await self._look(row.project_id, partial(files.list_files, root, glob, max_entries=limit))
         entries = [{"path": one.path, "kind": one.kind, "size_bytes": one.size_bytes} for one in listing.entries]
         shown: Json = {"workspace_id": row.workspace_id, "files": entries}
         return {**shown, "files_truncated": True} if listing.truncated else shown
@@ -169,7 +172,7 @@ class Workspaces:
         """By id: ``size_bytes`` and ``git`` of those that are ready, as far as they can be told in that time."""
         ready = [row for row in rows if row.state is PlaceState.READY]
         roots = {row.workspace_id: self._root(row) for row in ready}
-        return await trio.to_thread.run_sync(tree_facts.facts, roots, max_seconds, limiter=self._looking)
+        return await self._look(rows[0].project_id if rows else "", partial(tree_facts.facts, roots, max_seconds))
 
     def _root(self, row: WorkspaceRow) -> Path:
         if row.state is not PlaceState.READY:

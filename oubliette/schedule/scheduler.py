@@ -30,8 +30,9 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 R = TypeVar("R", covariant=True)
 
-LOOK_SECONDS = 60.0
-"""The wall clock is looked at that often, whatever is planned: it may be set, and a host may sleep."""
+LOOK_SECONDS = 30.0
+"""The wall clock is looked at that often, whatever is planned: it may be set, and a host may sleep. Well below the
+grace that an occurrence has."""
 CLAIMS_AT_ONCE = 16
 """Schedules that are claimed side by side; the store commits them together and serves others in between."""
 STUMBLE_SECONDS = 5.0
@@ -88,10 +89,13 @@ class Scheduler:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled. Starting is recovering: what ended or was missed meanwhile is accounted for first."""
         with self._store.hear(schedules.TOPIC, self._changed), self._feed.subscribe(self._wants) as news:
-            await self._insist(self._recover)
+            recovered = await self._tried(self._recover)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(partial(self._insist, partial(self._follow, news)))
                 task_status.started()
+                if not recovered:
+                    await trio.sleep(STUMBLE_SECONDS)
+                    await self._insist(self._recover)
                 await self._insist(self._keep_time)
 
     async def carry_out(self, unit: Unit[T]) -> T:
@@ -217,14 +221,20 @@ class Scheduler:
     async def _insist(self, work: Callable[[], Awaitable[None]]) -> None:
         """``work`` until it returns; its failures are logged, and it is begun again a while later."""
         while True:
-            try:
-                await work()
+            if await self._tried(work):
                 return
-            except OublietteError as error:
-                log.error("the scheduler stumbled", error=str(error))
-            except Exception:
-                log.exception("the scheduler stumbled")
             await trio.sleep(STUMBLE_SECONDS)
+
+    async def _tried(self, work: Callable[[], Awaitable[None]]) -> bool:
+        try:
+            await work()
+        except OublietteError as error:
+            log.error("the scheduler stumbled", error=str(error))
+            return False
+        except Exception:
+            log.exception("the scheduler stumbled")
+            return False
+        return True
 
 
 def _plan(tx: Tx, at: datetime) -> tuple[list[str], datetime | None]:

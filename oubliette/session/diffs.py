@@ -10,10 +10,11 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 
 import structlog
+import trio
 
 from oubliette.core.model import Json, SessionRow, TurnRow
 from oubliette.errors import ContainerError
-from oubliette.project.git import Patch, Snapshots
+from oubliette.project.git import MAX_FILES, Patch, Snapshots
 from oubliette.session import views
 from oubliette.store import changes, turns
 from oubliette.store.changes import ChangeRow
@@ -51,7 +52,7 @@ async def _change(snapshots: Snapshots, turn: TurnRow, since: int, base: str, he
         head=head,
         files=list(listed.files),
         files_truncated=listed.truncated,
-        patch=changes.pack(patch.text),
+        patch=await trio.to_thread.run_sync(changes.pack, patch.text),
         patch_bytes=patch.size_bytes,
         patch_truncated=patch.truncated,
     )
@@ -67,16 +68,14 @@ def diff_result(tx: Tx, row: SessionRow, since_turn: int | None = None) -> Json:
     shape: Json = {"session_id": row.session_id}
     if span:
         shape |= {"base": span[0].base, "head": span[-1].head}
-    shape["files"] = _files(span)
-    if any(one.files_truncated for one in span):
+    files = _files(span)
+    shape["files"] = files[:MAX_FILES]
+    if len(files) > MAX_FILES or any(one.files_truncated for one in span):
         shape["files_truncated"] = True
-    texts = [one.text for one in span]
-    size = sum(one.patch_bytes for one in span)
-    patch = "".join(texts)
-    cut = any(one.patch_truncated for one in span) or len(patch) > KEPT_PATCH_BYTES
-    shape["patch"] = patch[:KEPT_PATCH_BYTES]
-    if cut:
-        shape |= {"patch_truncated": True, "patch_bytes": size}
+    patch, whole = _patch(tx, span)
+    shape["patch"] = patch
+    if not whole:
+        shape |= {"patch_truncated": True, "patch_bytes": sum(one.patch_bytes for one in span)}
     if turns.running(tx, row.session_id) is not None:
         shape["next"] = (
             f"A turn is running; what it changes is here when it has ended: "
@@ -95,6 +94,19 @@ def _span(tx: Tx, row: SessionRow, own: Sequence[ChangeRow], since_turn: int) ->
     if whole is not None and whole.turn == own[-1].turn and earlier[0].turn == own[0].turn:
         return [whole]  # nothing was changed before that turn
     return own
+
+
+def _patch(tx: Tx, span: Sequence[ChangeRow]) -> tuple[str, bool]:
+    """As much of the patches as one diff shows, and whether that is all."""
+    patch, whole = "", True
+    for row in span:
+        room = KEPT_PATCH_BYTES - len(patch)
+        if room <= 0:
+            return patch, False
+        text = changes.text_of(tx, row)
+        whole = whole and not row.patch_truncated and len(text) <= room
+        patch += text[:room]
+    return patch, whole
 
 
 def _files(span: Iterable[ChangeRow]) -> list[Json]:

@@ -240,7 +240,11 @@ class SessionTree:
     async def update(self, principal: Principal, args: UpdateArgs) -> Json:
         """Change a session or the limits of its tree; a raised limit lets a held tree go on at once."""
         unit = partial(
-            update, config=self._deps.config, principal=principal, args=args, at=self._deps.now(),
+            update,
+            config=self._deps.config,
+            principal=principal,
+            args=args,
+            at=self._deps.now(),
             release=self.pauses.release,
         )
         with trio.CancelScope(shield=True):

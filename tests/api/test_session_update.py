@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
 import httpx
 import pytest
 
-from oubliette.core.model import EventType
+from oubliette.api.frames import thin_shape
+from oubliette.core.model import EventRow, EventType
 from oubliette.session.tree import SessionTree
 from oubliette.store import sessions
 from tests.api.rpc import open_rpc
@@ -153,6 +155,18 @@ async def test_the_text_says_what_the_object_says_and_a_retry_changes_nothing_ag
         assert text.startswith(f"Session: {one}")
         assert "max_cost_usd 3" in text
         assert (await rpc.call("session", **arguments))["structuredContent"]["deduplicated"]
+
+
+def test_the_stream_of_everything_says_by_which_limit_a_tree_is_held_and_no_more() -> None:
+    limit = {"name": "max_cost_usd", "limit": 1.0, "used": 0.9, "needed": 0.2, "note": "words"}
+    body = {
+        "status": {"from": "running", "to": "paused", "reason": "budget"},
+        "data": {"limit": limit, "root_id": "gogol_1", "more": "words"},
+    }
+    row = EventRow("gogol_1", "gogol_1", "p1", 3, 4, datetime(2026, 11, 22, tzinfo=UTC), EventType.STATUS, body=body)
+    shape = thin_shape(row)
+    assert shape["data"] == {"limit": {"name": "max_cost_usd", "limit": 1.0, "used": 0.9, "needed": 0.2}}
+    assert shape["status"]["reason"] == "budget"
 
 
 async def test_a_death_right_after_the_commit_does_not_lose_the_key(

@@ -1,4 +1,4 @@
-"""The real daemon inside the process of a test or a measurement, so that its tasks, rows and agents can be looked at."""
+"""The real daemon inside the process of a test or a measurement, so that its tasks and rows can be looked at."""
 
 from __future__ import annotations
 
@@ -59,7 +59,6 @@ async def inside(
     root: Path, runtime: str, *, defaults: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None
 ) -> AsyncIterator[Running]:
     """The daemon in this process, on a home of its own. At the end its projects go, and their containers with them."""
-    root.mkdir()
     config_text: Json = {"server": {"address": "127.0.0.1:0"}, "runtime": runtime, "defaults": dict(defaults or {})}
     write_config(root, config_text)
     home = Home(root)

@@ -44,9 +44,7 @@ async def spawn(daemon: Daemon, project: Json, script: str, **more: Any) -> str:
 
 
 async def below(daemon: Daemon, parent: str) -> list[Json]:
-    found = await daemon.call(
-        "session", action="list", parent_id=parent, limit=200, detail="full", max_chars=1_000_000
-    )
+    found = await daemon.call("session", action="list", parent_id=parent, limit=200, detail="full", max_chars=1_000_000)
     return list(found["sessions"])
 
 
@@ -61,9 +59,7 @@ async def paused(daemon: Daemon, session_id: str) -> Json:
 
 async def finished(daemon: Daemon, session_id: str) -> Json:
     """Its completion, however often it was paused on the way."""
-    return await daemon.until(
-        session_id, lambda event: event["type"] == "completion", timeout_seconds=PATIENCE_SECONDS
-    )
+    return await daemon.until(session_id, lambda event: event["type"] == "completion", timeout_seconds=PATIENCE_SECONDS)
 
 
 async def spent(daemon: Daemon, root: str) -> float:

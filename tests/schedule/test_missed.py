@@ -12,6 +12,7 @@ from oubliette.core import cron
 from oubliette.core.model import Json
 from oubliette.core.schedule_rows import ScheduleRow
 from oubliette.schedule import due
+from oubliette.schedule.scheduler import LOOK_SECONDS
 from tests.schedule.world import START, HandClock, open_place
 
 
@@ -173,9 +174,9 @@ async def test_jitter_delays_the_run_and_not_what_was_planned(tmp_path: Path) ->
         assert found[0]["status"] == "succeeded"
 
 
-async def test_the_clock_is_looked_at_every_minute_whatever_is_planned(tmp_path: Path) -> None:
+async def test_the_clock_is_looked_at_often_whatever_is_planned(tmp_path: Path) -> None:
     async with open_place(tmp_path) as place:
         await place.create(cron_expr="0 0 1 1 *")
         await place.asleep()
-        assert place.clock.sleeping_until == START + timedelta(minutes=1)
+        assert place.clock.sleeping_until == START + timedelta(seconds=LOOK_SECONDS)
         await trio.testing.wait_all_tasks_blocked()

@@ -12,7 +12,6 @@ from typing import Any
 
 import trio
 
-from oubliette.config import Config
 from oubliette.core.model import EventType, Json, ModelUsage, Principal
 from oubliette.gateway.lines import Lines
 from oubliette.gateway.metering import Meter, Ticket
@@ -120,7 +119,3 @@ async def open_money(
             with suppress(GeneratorExit):
                 yield made[0]
             nursery.cancel_scope.cancel("the world is closed")
-
-
-def config_of(money: Money) -> Config:
-    return money.world.deps.config

@@ -7,7 +7,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from oubliette.api.tools import attachments, caller_declaration, prose, session_changes, session_events, session_reads, session_update, tree_prose
+from oubliette.api.tools import (
+    attachments,
+    caller_declaration,
+    prose,
+    session_changes,
+    session_events,
+    session_reads,
+    session_update,
+    tree_prose,
+)
 from oubliette.api.tools.fields import (
     Args,
     ContextText,

@@ -99,9 +99,10 @@ def _require_own(tx: Tx, call: Call, workspace_id: str) -> None:
 
 def _own(tx: Tx, call: Call) -> set[str] | None:
     """The workspaces that an agent may use; None: the caller is no agent."""
-    session_id = call.principal.scope.session_id
-    row = sessions.get(tx, session_id) if session_id is not None else None
-    return places.workspaces_of_tree(tx, row.root_id, row.session_id) if row is not None else None
+    if call.principal.scope.kind != "session":
+        return None
+    row = sessions.get(tx, call.principal.scope.session_id or "")
+    return places.workspaces_of_tree(tx, row.root_id, row.session_id) if row is not None else set()
 
 
 async def wait_until_made(call: Call, args: Create, data: Json) -> Json:

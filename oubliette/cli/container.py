@@ -88,7 +88,7 @@ def exec_(
 ) -> None:
     """Run a command in the container; its output and exit code become this command's."""
     daemon = connect(ctx)
-    place = {"project_id": project_id_of(daemon, project), "workspace_id": workspace}
+    place: dict[str, Any] = {"project_id": project_id_of(daemon, project), "workspace_id": workspace}
     found = daemon.call(
         "container",
         action="exec",

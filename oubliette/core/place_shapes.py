@@ -147,7 +147,6 @@ class Run(Shape):
     reason: str | None = None
     missed_count: int | None = None
     until: str | None = None
-    until: str | None = None
     session_id: str | None = None
     session: str | None = None
     turn: int | None = None

@@ -33,11 +33,11 @@ _ENDS = {Outcome.COMPLETED: RunStatus.SUCCEEDED, Outcome.CANCELLED: RunStatus.CA
 
 @dataclass(slots=True)
 class Effects:
-    """What is to be done after the commit: sessions that have something to do, and ones that were made for a run which
-    is over, marked as ending by the unit."""
+    """What is to be done after the commit: sessions that have something to do, and trees that were made for a run which
+    is over, marked as ending by the unit, each root first."""
 
     started: list[SessionRow] = field(default_factory=list)
-    close: list[str] = field(default_factory=list)
+    close: list[list[str]] = field(default_factory=list)
 
 
 def claim(tx: Tx, ways: Ways, schedule_id: str, at: datetime) -> Effects:
@@ -97,7 +97,8 @@ def settle(tx: Tx, ways: Ways, at: datetime, session_ids: Collection[str] | None
     for session_id in runs.left_open(tx, session_ids):
         counts = sessions.tree_counts(tx, session_id)
         if not any(counts[status] for status in AT_WORK):
-            effects.close += [row.session_id for row in units.mark_ending(tx, session_id, "completed", at)]
+            marked = units.mark_ending(tx, session_id, "completed", at)
+            effects.close.append([row.session_id for row in marked])
     for run in runs.waiting(tx):
         _go_on(tx, ways, run, at, effects)
     return effects

@@ -215,8 +215,8 @@ class Scheduler:
     def _apply(self, effects: Effects) -> None:
         for row in effects.started:
             self._sessions.take_up(row)
-        if effects.close:
-            self._sessions.finish_marked(effects.close)
+        for ids in effects.close:
+            self._sessions.finish_marked(ids)
 
     async def _insist(self, work: Callable[[], Awaitable[None]]) -> None:
         """``work`` until it returns; its failures are logged, and it is begun again a while later."""

@@ -17,7 +17,12 @@ from oubliette.session.requests import MessageArgs, RunBudget, SpawnArgs, TurnAr
 from oubliette.store import schedules, sessions, workspaces
 from oubliette.store.database import Tx
 
-PASSES: Final = {"limit_reached": "limit", "storage_full": "storage", "busy": "session_ending"}
+PASSES: Final = {
+    "limit_reached": "limit",
+    "storage_full": "storage",
+    "busy": "session_ending",
+    "unavailable": "stopping",
+}
 """Refusals that pass by themselves, and what a run that waits for that gives as its reason."""
 
 

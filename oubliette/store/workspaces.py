@@ -27,8 +27,8 @@ def insert(tx: Tx, row: WorkspaceRow) -> None:
         raise RequestError(
             "limit_reached",
             f"A project may have {MAX_PER_PROJECT} workspaces; {used} exist.",
-            hint="An operator deletes some with workspace delete, once their sessions are ended; a child can also work in "
-            "its parent's (workspace: parent).",
+            hint="An operator deletes some with workspace delete, once their sessions are ended; "
+            "a child can also work in its parent's (workspace: parent).",
             limit=Limit("workspaces_per_project", MAX_PER_PROJECT, used),
         )
     try:

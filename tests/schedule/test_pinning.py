@@ -5,9 +5,12 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
+from oubliette import clock as real_clock
 from oubliette.core.limits import MAX_QUEUED_MESSAGES
 from oubliette.core.model import EventType, PlaceState
+from oubliette.schedule import runs
 from oubliette.schedule.requests import ScheduleChanges, TargetArgs
+from oubliette.schedule.sending import Ways
 from oubliette.session.requests import SpawnArgs, TurnArgs
 from oubliette.store import schedules, sessions, workspaces
 from oubliette.store.database import Tx
@@ -166,6 +169,25 @@ async def test_a_session_made_for_one_run_is_completed_after_it(tmp_path: Path) 
         assert (await place.target(schedule_id)).session_id is None
         for run in found:
             await place.sessions.until(run["session_id"], "completed")
+
+
+async def test_sessions_that_were_made_for_runs_and_left_by_a_kill_are_completed_at_the_next_start(
+    tmp_path: Path,
+) -> None:
+    async with open_place(tmp_path, running=False) as place:
+        places = [TargetArgs(PROJECT), TargetArgs(OTHER_PROJECT)]
+        schedule_id = await place.create(session_behavior="new", targets=places)
+        clock, agent = place.clock, place.sessions.agent
+        clock.advance(hours=1)
+        ways = Ways(place.sessions.deps.config, real_clock.fresh_hex, lambda _session_id: None)
+        unit = partial(runs.claim, ways=ways, schedule_id=schedule_id, at=clock.now())
+        for row in (await place.sessions.store.write(unit)).started:
+            place.sessions.tree.take_up(row)
+            await place.sessions.settle(row.session_id)
+    async with open_place(tmp_path, agent=agent, at=clock) as place:
+        for run in await place.ended(schedule_id, 2):
+            row = await place.sessions.until(run["session_id"], "completed")
+            assert row.reason is None
 
 
 async def test_a_session_made_for_one_run_stays_open_for_those_who_have_come_to_use_it(tmp_path: Path) -> None:

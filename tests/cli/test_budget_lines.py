@@ -16,13 +16,17 @@ ROOT = "gogol_20261122_081530_1a2b3c4d"
     [
         (
             {"name": "max_cost_usd", "limit": 10, "used": 9.98, "needed": 0.0521},
-            ("max_cost_usd: 9.98 of 10 spent, the next request may take 0.0521; "
-            f"raise it: oubliette session update {ROOT} --max-cost-usd …"),
+            (
+                "max_cost_usd: 9.98 of 10 spent, the next request may take 0.0521; "
+                f"raise it: oubliette session update {ROOT} --max-cost-usd …"
+            ),
         ),
         (
             {"name": "max_tokens_per_session", "limit": 5000, "used": 4000, "needed": 2500},
-            ("max_tokens_per_session: 4000 of 5000 spent, the next request may take 2500; "
-            f"raise it: oubliette session update {ROOT} --limit max_tokens_per_session=…"),
+            (
+                "max_tokens_per_session: 4000 of 5000 spent, the next request may take 2500; "
+                f"raise it: oubliette session update {ROOT} --limit max_tokens_per_session=…"
+            ),
         ),
         (
             {"name": "max_cost_usd_per_day", "limit": 50, "used": 50, "needed": 1},

@@ -161,9 +161,7 @@ async def open_world(
         )
         deps = adjust(deps)
         begun: list[str] = []
-        tree = SessionTree(
-            deps, create_workspace=no_workspace, begin_workspace=begun.append, room_on_disk=lambda: None
-        )
+        tree = SessionTree(deps, create_workspace=no_workspace, begin_workspace=begun.append, room_on_disk=lambda: None)
         await nursery.start(tree.run)
         try:
             yield World(store, feed, tree, agent, container, deps, begun, left)

@@ -71,9 +71,7 @@ async def test_a_failing_migration_changes_nothing(tmp_path: Path, monkeypatch: 
     async with open_store(path, publish=lambda _: None):
         pass
     with monkeypatch.context() as patch:
-        patch.setattr(
-            schema, "MIGRATIONS", (*MIGRATIONS, "CREATE TABLE a (x TEXT) STRICT; CREATE TABLE nonsense;")
-        )
+        patch.setattr(schema, "MIGRATIONS", (*MIGRATIONS, "CREATE TABLE a (x TEXT) STRICT; CREATE TABLE nonsense;"))
         with pytest.raises(StoreError):
             async with open_store(path, publish=lambda _: None):
                 pass

@@ -180,19 +180,43 @@ def _closed(rules: Sequence[Rule], known: Sequence[str], own: Sequence[str]) -> 
     ones and the session's ``own``: servers of others may be added to the process at any time."""
     found: list[Rule] = []
     for rule in rules:
-        name = rule["permission"]
-        if rule["action"] == "deny" or ("_" not in name and name != "*"):
+        name, whole = rule["permission"], rule["pattern"] == "*"
+        if rule["action"] == "deny":
             found.append(rule)
-        elif name == "*":
+            continue
+        if "_" not in name:
             found.append(rule)
-            if rule["pattern"] == "*":
-                found.append(_rule("*_*", "*", "deny"))
-                found += [_rule(one, "*", rule["action"]) for one in (*known, *own)]
-        elif any(name == one or name.startswith(one.removesuffix("*")) for one in known):
-            found.append(rule)
-        else:
-            found += [_rule(one, rule["pattern"], rule["action"]) for one in own if matches(name, one)]
+            foreign = _with_underscore(name) if whole else []
+            if not foreign:
+                continue
+            found += [_rule(one, "*", "deny") for one in foreign]
+        narrowed = dict.fromkeys(one for server in (*known, *own) for one in _within(name, server))
+        found += [_rule(one, rule["pattern"], rule["action"]) for one in narrowed]
     return found
+
+
+def _with_underscore(glob: str) -> list[str]:
+    """Globs for those of its names that have an underscore, though it has none itself."""
+    places = [(at, one) for at, one in enumerate(glob) if one in "*?"]
+    return [f"{glob[:at]}{'*_*' if one == '*' else '_'}{glob[at + 1 :]}" for at, one in places]
+
+
+def _within(glob: str, known: str) -> list[str]:
+    """Globs for what ``glob`` and ``known`` (a name, or the beginning of names and ``*``) both match."""
+    start = known.removesuffix("*")
+    if start == known:
+        return [known] if matches(glob, known) else []
+    left = [glob]
+    for character in start:
+        left = [rest for one in left for rest in _after(one, character)]
+    return [start + rest for rest in dict.fromkeys(left)]
+
+
+def _after(glob: str, character: str) -> list[str]:
+    """Globs for what may follow that character in a name that ``glob`` matches."""
+    if glob.startswith("*"):
+        return [glob, *_after(glob.lstrip("*"), character)]
+    return [glob[1:]] if glob and glob[0] in ("?", character) else []
 
 
 def _covers(glob: str, name: str) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 
 from oubliette.agent.base import OWN_SERVER
 from oubliette.agent.permissions import names_tool
+from oubliette.api.tools.registry import READ_SUFFIX
 from oubliette.core.caller_tools import STAMP
 from oubliette.core.model import ContainerRow, Principal, Scope
 from oubliette.errors import RequestError
@@ -33,7 +34,8 @@ class Rights:
 
 def rights_of(tx: Tx, container: ContainerRow, given: Mapping[str, Any], tool: str, at: datetime) -> Rights:
     """The session of that container which makes this call. Raises RequestError."""
-    session_id = session_of(tx, container, given, f"{OWN_SERVER}_{tool}")
+    # What is switched off by its name is so by its other spelling, which agents are not shown, too.
+    session_id = session_of(tx, container, given, f"{OWN_SERVER}_{tool.removesuffix(READ_SUFFIX)}")
     scope = Scope(
         "session",
         project_id=container.project_id,

@@ -25,7 +25,10 @@ from oubliette.api.tools.registry import Registry, Tool
 from oubliette.api.tools.table import TOOLS
 from oubliette.core.model import Principal
 from oubliette.errors import OublietteError, RequestError
+from oubliette.log import get_logger
 from oubliette.store import schedules
+
+log = get_logger(__name__)
 
 _LAST_WORDS_SECONDS: Final = 0.2
 
@@ -59,9 +62,15 @@ async def open_api(
         await nursery.start(shared.run)
         await nursery.start(firehose.run, services.feed)
         await nursery.start(notifier.run, services.feed)
-        ended, ends = trio.open_memory_channel[str](1000)
-        nursery.start_soon(_end_protocol_sessions, mcp, notifier, ends)
-        shared.live.on_end = ended.send_nowait
+        ending: set[str] = set()
+
+        def end(principal_id: str) -> None:
+            """Told of again while anything of that token goes on; one task for each is enough."""
+            if principal_id not in ending:
+                ending.add(principal_id)
+                nursery.start_soon(_end_protocol_sessions, mcp, notifier, principal_id, ending)
+
+        shared.live.on_end = end
         async with agents.open(desk) if agents is not None else nullcontext():
             with services.store.hear(schedules.TOPIC, notifier.schedule_changed):
                 yield api
@@ -73,15 +82,18 @@ async def _may_read(services: Services, principal: Principal, ref: resources.Ref
         await services.store.read(partial(resources.check, ref=ref, principal=principal))
     except RequestError:
         return False
+    except OublietteError:  # one client's news is not worth the doors
+        log.exception("who may hear of a change could not be looked up", kind=ref.kind)
+        return False
     return True
 
 
-async def _end_protocol_sessions(mcp: McpDoor, notifier: Notifier, ends: trio.MemoryReceiveChannel[str]) -> None:
+async def _end_protocol_sessions(mcp: McpDoor, notifier: Notifier, principal_id: str, ending: set[str]) -> None:
     """A token has ended: its handshake sessions go with it, once its calls have answered that they were ended."""
-    async for principal_id in ends:
-        notifier.end_principal(principal_id)
-        await trio.sleep(_LAST_WORDS_SECONDS)
-        await mcp_private.end_sessions_of(mcp.manager, principal_id)
+    notifier.end_principal(principal_id)
+    await trio.sleep(_LAST_WORDS_SECONDS)
+    ending.discard(principal_id)
+    await mcp_private.end_sessions_of(mcp.manager, principal_id)
 
 
 async def run_api(

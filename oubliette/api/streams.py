@@ -32,6 +32,7 @@ DROP_SECONDS: Final = 15
 """A client that has not taken one piece of at most 64 KiB in that time is told so and dropped."""
 _PAGE: Final = 500
 _PIECE_BYTES: Final = 64 * KIB
+_COMMENT: Final = b":\n\n"
 
 Live = EventRow | tuple[str, int, AgentDelta]
 
@@ -152,8 +153,9 @@ async def session_stream(
             gap = await shared.services.store.read(reader.gap)
             yield f"retry: {RETRY_MS}\n\n".encode() + (frame("gap", gap) if gap is not None else b"")
             behind = True
+            sent_at = trio.current_time()
             while not subscription.closed:
-                arrived, check_end = [b":\n\n"], True
+                arrived, check_end = [_COMMENT], True
                 if behind:
                     page = await shared.services.store.read(reader.read)
                     behind = len(page) == _PAGE
@@ -166,6 +168,10 @@ async def session_stream(
                             continue
                         arrived = reader.take(batch)
                         check_end = any(isinstance(one, EventRow) and one.type is EventType.STATUS for one in batch)
+                        if not arrived and trio.current_time() - sent_at >= comment_seconds:
+                            arrived = [_COMMENT]  # what the rest of the tree does must not keep this one silent
+                if arrived:
+                    sent_at = trio.current_time()
                 for piece in pieces(arrived):
                     asked = trio.current_time()
                     yield piece

@@ -15,6 +15,7 @@ from oubliette.cli.place import connect
 from oubliette.cli.problems import FAILED, CliError
 from oubliette.cli.project import parsed_settings
 from oubliette.cli.schedule_times import both, short
+from oubliette.cli.schedule_words import limits, run_word, said, state, word
 
 Json = dict[str, Any]
 POLL_SECONDS = 1.0
@@ -88,7 +89,7 @@ def create(
         return
     say(str(made["schedule_id"]))
     zone = made.get("timezone")
-    when = f"next run {both(made['next_run_at'], zone)}" if made.get("next_run_at") else _state(made)
+    when = f"next run {both(made['next_run_at'], zone)}" if made.get("next_run_at") else state(made)
     note(f"{made.get('cron_text') or cron}; {when}")
 
 
@@ -111,7 +112,7 @@ def list_(
         [
             (
                 one["schedule_id"],
-                _word(one),
+                word(one),
                 one.get("cron_text") or one.get("cron_expr"),
                 short(one.get("next_run_at"), one.get("timezone")),
                 ago(one.get("last_run_at")),
@@ -142,7 +143,7 @@ def get(ctx: typer.Context, schedule: Schedule, as_json: AsJson = False) -> None
 
 def _show(found: Json) -> None:
     zone = found.get("timezone")
-    say(f"{found['schedule_id']}  {found.get('name')}  {_state(found)}")
+    say(f"{found['schedule_id']}  {found.get('name')}  {state(found)}")
     notice = found.get("notice") or {}
     for label, value in (
         ("notice", notice.get("text")),
@@ -155,7 +156,7 @@ def _show(found: Json) -> None:
         ("missed", found.get("misfire")),
         ("jitter", f"{found['jitter_seconds']} s" if found.get("jitter_seconds") else None),
         ("model", found.get("model")),
-        ("limits", _limits(found)),
+        ("limits", limits(found)),
         ("failures", f"{found['consecutive_failures']} in a row" if found.get("consecutive_failures") else None),
         ("made by", (found.get("created_by") or {}).get("name")),
     ):
@@ -164,7 +165,7 @@ def _show(found: Json) -> None:
     for target in found.get("targets") or []:
         last = target.get("last_run") or {}
         where = f"{target.get('project_id')}:{target.get('workspace_id', '')}".rstrip(":")
-        ended = f"{_run_word(last)} {ago(last.get('ended_at') or last.get('planned_at'))}" if last else "has not run"
+        ended = f"{run_word(last)} {ago(last.get('ended_at') or last.get('planned_at'))}" if last else "has not run"
         say(f"  target     {where}  {target.get('session_id', 'no session yet')}  {ended}")
     say()
     say(str(found.get("message", "")))
@@ -222,7 +223,7 @@ def update(
     if as_json:
         say_json(changed)
         return
-    note(f"changed {', '.join(changes)}; {_state(changed)}")
+    note(f"changed {', '.join(changes)}; {state(changed)}")
     if changed.get("next_run_at"):
         note(f"next run {both(changed['next_run_at'], changed.get('timezone'))}")
 
@@ -261,7 +262,7 @@ def trigger(
     else:
         for run_id in started["run_ids"]:
             run = next((one for one in runs if one["run_id"] == run_id), {"run_id": run_id})
-            say("  ".join(str(part) for part in (run_id, _run_word(run), run.get("session_id", "")) if part))
+            say("  ".join(str(part) for part in (run_id, run_word(run), run.get("session_id", "")) if part))
             if wait and run.get("output"):
                 say(str(run["output"]))
     if wait and any(run.get("status") != "succeeded" for run in runs):
@@ -291,11 +292,11 @@ def history(
                 run["run_id"],
                 short(run.get("planned_at"), zone),
                 run.get("trigger"),
-                _run_word(run),
+                run_word(run),
                 run.get("session_id"),
                 run.get("turn"),
                 tokens_and_cost(run["usage"]) if run.get("usage") else None,
-                _said(run),
+                said(run),
             )
             for run in found["runs"]
         ],
@@ -358,43 +359,24 @@ def _id_of(daemon: Daemon, wanted: str) -> str:
 
 
 def _wait(daemon: Daemon, schedule_id: str, run_ids: list[str]) -> list[Json]:
-    """The runs once they are over."""
+    """The runs once they are over. Raises CliError when the history does not hold all of them any more."""
     while True:
-        page = daemon.call("schedule", action="history", schedule_id=schedule_id, limit=PAGE)
-        runs = [run for run in page["runs"] if run["run_id"] in run_ids]
+        runs = _found(daemon, schedule_id, run_ids)
         if all(run.get("status") not in _GOING for run in runs):
+            missing = len(run_ids) - len(runs)
+            if missing:
+                raise CliError(f"how {missing} of {len(run_ids)} runs ended is not in the history any more")
             return runs
         time.sleep(POLL_SECONDS)
 
 
-def _word(schedule: Json) -> str:
-    if schedule.get("paused"):
-        return f"paused ({schedule['paused'].get('reason')})"
-    return "enabled" if schedule.get("enabled", True) else "disabled"
-
-
-def _state(schedule: Json) -> str:
-    paused = schedule.get("paused") or {}
-    text = f": {paused['text']}" if paused.get("text") else ""
-    return _word(schedule) + text
-
-
-def _run_word(run: Json) -> str:
-    status = str(run.get("status", ""))
-    many = f" ×{run['missed_count']}" if run.get("missed_count", 1) > 1 else ""
-    return status + many + (f" ({run['reason']})" if run.get("reason") else "")
-
-
-def _said(run: Json) -> str | None:
-    error = run.get("error") or {}
-    text = str(run.get("output") or error.get("message") or "").strip()
-    return text.splitlines()[0][:80] if text else None
-
-
-def _limits(schedule: Json) -> str:
-    parts = (
-        f"${schedule['max_cost_usd']:g} a run" if "max_cost_usd" in schedule else "",
-        f"{schedule['timeout_minutes']:g} min a run" if "timeout_minutes" in schedule else "",
-        f"paused after {schedule['pause_after_failures']} failures" if schedule.get("pause_after_failures") else "",
-    )
-    return ", ".join(part for part in parts if part)
+def _found(daemon: Daemon, schedule_id: str, run_ids: list[str]) -> list[Json]:
+    """Those runs, from as many pages of the history as they are spread over."""
+    found: list[Json] = []
+    cursor: str | None = None
+    while True:
+        page = daemon.call("schedule", action="history", schedule_id=schedule_id, limit=PAGE, cursor=cursor)
+        found += [run for run in page["runs"] if run["run_id"] in run_ids]
+        cursor = page.get("next_cursor")
+        if cursor is None or len(found) == len(run_ids):
+            return found

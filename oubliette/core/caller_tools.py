@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from oubliette.core import limits
+from oubliette.core.caller_schemas import fault
 from oubliette.core.model import Json
 from oubliette.errors import Limit, RequestError
 
@@ -22,7 +23,12 @@ STAMP: Final = "_session"
 RESERVED: Final = frozenset({"oubliette"})
 _NAME: Final = re.compile(r"[A-Za-z0-9_-]+")
 _PROPERTY: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-_AGENTS_OWN: Final = frozenset({"apply_patch", "external_directory", "doom_loop", "plan_enter", "plan_exit"})
+_AGENTS_OWN: Final = frozenset(
+    {
+        *("apply_patch", "external_directory", "doom_loop", "plan_enter", "plan_exit"),
+        *("list_mcp_resources", "list_mcp_resource_templates", "read_mcp_resource"),  # hidden by the permission read
+    }
+)
 """Tools and permissions of the agent itself that a caller's tool could be taken for."""
 _COMPOSED: Final = ("oneOf", "anyOf", "allOf", "not", "enum", "$ref")
 """Model providers refuse these at the root of a tool's schema."""
@@ -131,9 +137,9 @@ def _schema(name: str, given: Any) -> Json:
     for key in properties:
         if key == STAMP or not _PROPERTY.fullmatch(key):
             raise _wrong("caller_tools", f"{name} may not have a property named {key[:64]!r}")
-    required = schema.get("required", [])
-    if not isinstance(required, list) or not all(isinstance(one, str) for one in required):
-        raise _wrong("caller_tools", f"required of {name} must be a list of property names")
+    wrong = fault(schema)
+    if wrong is not None:
+        raise _wrong("caller_tools", f"the input_schema of {name} is no JSON Schema: {wrong}")
     if _bytes(schema) > limits.MAX_CALLER_SCHEMA_BYTES:
         most = limits.MAX_CALLER_SCHEMA_BYTES // 1024
         raise _wrong("caller_tools", f"the input_schema of {name} is larger than {most} KiB of JSON", "too_large")

@@ -13,7 +13,7 @@ import copy
 import difflib
 import zoneinfo
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from functools import lru_cache
@@ -26,6 +26,8 @@ from oubliette.core.cron_fields import Field, parse_fields
 from oubliette.errors import RequestError
 
 _DAY = timedelta(days=1)
+_OF_THE_MACHINE = frozenset({"localtime", "posixrules"})
+"""In the database of some machines, and another zone on each."""
 _YEARS_COUNTED = 20
 """A gap longer than this is counted from that long ago: a clock that was set wrong must not cost minutes."""
 _DAYS_IN_MONTH = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
@@ -93,9 +95,11 @@ def parse(expr: str, timezone: str = "UTC") -> Cron:
 def zone(name: str) -> ZoneInfo:
     """Raises RequestError invalid_argument for a name that the time zone database does not have."""
     try:
+        if name in _OF_THE_MACHINE:
+            raise ValueError(name)
         return ZoneInfo(name)
     except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
-        known = {one.lower(): one for one in zoneinfo.available_timezones()}
+        known = _zones()
         near = difflib.get_close_matches(name.lower()[:64], known, n=1)
         raise RequestError(
             "invalid_argument",
@@ -103,6 +107,12 @@ def zone(name: str) -> ZoneInfo:
             hint=f"Did you mean {known[near[0]]}?" if near else "Names are like Europe/Berlin, America/New_York, UTC.",
             field="timezone",
         ) from None
+
+
+@lru_cache(maxsize=1)
+def _zones() -> Mapping[str, str]:
+    """By their names in small letters; kept, because it means to walk through a directory."""
+    return {one.lower(): one for one in zoneinfo.available_timezones() - _OF_THE_MACHINE}
 
 
 @lru_cache(maxsize=512)

@@ -124,7 +124,7 @@ class Trees:
     ) -> None:
         max_bytes = self.config.defaults.container.disk_bytes
         async with self.copying.of(project.project_id):
-            bounds = Bounds(entries=5_000_000, seconds=900)
+            bounds = Bounds(entries=2_000_000, seconds=900)
             copy = partial(
                 copy_tree,
                 source,

@@ -7,6 +7,7 @@ were made for it (``grant_id``), because what ran in one before was trusted with
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -14,10 +15,11 @@ from oubliette.core.access import covers, parse_scope
 from oubliette.core.model import AGENT_GRANT, Json, Principal, ProjectRow, Scope, TokenRow
 from oubliette.core.tokens import ID_HEX, new_token, secret_hash
 from oubliette.errors import RequestError
-from oubliette.store import containers, projects, tokens
+from oubliette.store import containers, projects, sessions, tokens
 from oubliette.store.database import Tx
 
 SETTING = "agent_scope"
+_BOUNDS = frozenset({"limits", "autonomy", "permissions", "disabled_tools"})
 FRESH_HEX = ID_HEX + 96
 """Random digits that ``lent`` needs: the token's id, the grant's, and a secret that is thrown away."""
 
@@ -91,6 +93,20 @@ def lent(tx: Tx, principal: Principal, row: ProjectRow, at: datetime, random_hex
     tokens.create(tx, replace(loan, expires_at=until), secret_hash(secret))
     kept = before.grant_id if before is not None and covers(before.scope, scope) else fresh_id
     return replace(row, settings={**settings, AGENT_GRANT: {"id": kept, "token_id": loan.token_id}})
+
+
+def check_own_bounds(tx: Tx, principal: Principal, project_id: str, changes: Collection[str]) -> None:
+    """Raises RequestError permission_denied when an agent would move what holds for itself: its project's limits (the
+    day's money counts for trees that are at work), what its agents may use, and what they ask."""
+    moved = sorted(_BOUNDS & set(changes))
+    caller = sessions.get(tx, principal.id) if principal.kind == "agent" and moved else None
+    if caller is not None and caller.project_id == project_id:
+        raise RequestError(
+            "permission_denied",
+            f"{moved[0]} of its own project is not for an agent, whatever its scope.",
+            hint="Ask a person to change it.",
+            field=moved[0],
+        )
 
 
 def end(tx: Tx, project: ProjectRow, at: datetime) -> None:

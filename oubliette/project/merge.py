@@ -101,6 +101,7 @@ class Repository:
         """
         asked: Json = {"ref": ref, "message": message, "protected": [path.strip("/") for path in protected]}
         answer, _ = await self._ask("merge", asked, "The parent's workspace", seconds=MERGE_SECONDS, data=data)
+        told = answer.get("conflicts")
         conflicts = [_conflict(one) for one in _list(answer, "conflicts") if isinstance(one, dict)]
         files = [_file(one) for one in _list(answer, "files") if isinstance(one, dict)]
         found = Merged(
@@ -109,7 +110,7 @@ class Repository:
             head=_text(answer, "head"),
             commits=_count(answer, "commits"),
             conflicts=conflicts,
-            conflicts_truncated=len(answer.get("conflicts") or ()) > MAX_LISTED,
+            conflicts_truncated=isinstance(told, list) and len(told) > MAX_LISTED,
         )
         if not found.merged:
             return found
@@ -144,7 +145,7 @@ class Repository:
         first, newline, rest = result.stdout.partition(b"\n")
         try:
             answer = json.loads(first) if newline and len(first) <= _LINE_BYTES else None
-        except ValueError:
+        except (ValueError, RecursionError):
             answer = None
         if not isinstance(answer, dict):
             raise ContainerError(f"{command} commits: the sandbox's answer is no line of JSON")

@@ -239,6 +239,7 @@ class Projects:
             if row.state is PlaceState.DELETING:
                 raise RequestError("conflict", "The project is being deleted.")
             new = merged(row.settings, changes)
+            grants.check_own_bounds(tx, principal, project_id, changes)
             self._check_guarded(principal, row.settings, new)
             if {"limits", "model", "allowed_models"} & set(changes):
                 check_prices(self._config, new)

@@ -68,10 +68,12 @@ class Workspaces:
         external_id: str | None = None,
         source: str | None = None,
         from_workspace: str | None = None,
+        also: Callable[[Tx, WorkspaceRow], None] = lambda _tx, _row: None,
     ) -> WorkspaceRow:
         """A new workspace: what the project begins with, or a copy of another one as it stands.
 
-        Returns when its row exists; ``idle`` waits for the rest. Raises RequestError.
+        Returns when its row exists; ``idle`` waits for the rest. ``also`` is done in the unit that writes it. Raises
+        RequestError.
         """
         row = WorkspaceRow(
             workspace_id=str(uuid.uuid4()),
@@ -84,9 +86,15 @@ class Workspaces:
             forked_from=from_workspace,
             created_by=principal.as_json(),
         )
-        row = await self._store.write(partial(insert_new, row=row))
-        self.begin(row.workspace_id)
-        return row
+
+        def unit(tx: Tx) -> WorkspaceRow:
+            made = insert_new(tx, row)
+            also(tx, made)
+            return made
+
+        made = await self._store.write(unit)
+        self.begin(made.workspace_id)
+        return made
 
     def begin(self, workspace_id: str) -> None:
         """Prepare a workspace whose row somebody has just written, behind his back: no checkpoint."""

@@ -14,6 +14,8 @@ from oubliette.core.schedule_rows import ScheduleRow
 GRACE = timedelta(seconds=60)
 """An occurrence that is taken up later than this after it was due was missed: the daemon was off, its host asleep."""
 _INSTANT = timedelta(microseconds=1)
+_APART = timedelta(seconds=1)
+"""What jitter leaves at least between an occurrence and the next."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,6 @@ def due_at(row: ScheduleRow, expression: Cron, planned: datetime) -> datetime:
     """
     if not row.jitter_seconds:
         return planned
-    most = min(timedelta(seconds=row.jitter_seconds), cron.next_after(expression, planned) - planned - GRACE / 60)
+    most = min(timedelta(seconds=row.jitter_seconds), cron.next_after(expression, planned) - planned - _APART)
     digest = hashlib.sha256(f"{row.schedule_id} {planned.isoformat()}".encode()).digest()
     return planned + max(timedelta(), most) * (int.from_bytes(digest[:8]) / 2**64)

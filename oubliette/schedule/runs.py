@@ -98,7 +98,8 @@ def settle(tx: Tx, ways: Ways, at: datetime, session_ids: Collection[str] | None
         counts = sessions.tree_counts(tx, session_id)
         if not any(counts[status] for status in AT_WORK):
             marked = units.mark_ending(tx, session_id, "completed", at)
-            effects.close.append([row.session_id for row in marked])
+            if marked:
+                effects.close.append([row.session_id for row in marked])
     for run in runs.waiting(tx):
         _go_on(tx, ways, run, at, effects)
     return effects
@@ -285,9 +286,11 @@ def _count(tx: Tx, run: RunRow, at: datetime) -> None:
     if failures != target.consecutive_failures:
         schedules.update_target(tx, target.target_id, consecutive_failures=failures)
     if failures and failures >= row.pause_after_failures > 0:
-        said = str((run.error or {}).get("message") or run.reason or "")
-        text = f"{failures} runs failed in a row." + (f" The last: {said}" if said else "")
-        schedules.pause(tx, row, "failures", at, text)
+        # Whoever reads one of its projects reads this: what was said in one of several is in its history alone.
+        alone = len(schedules.projects_of(tx, row.schedule_id)) == 1
+        said = str((run.error or {}).get("message") or run.reason or "") if alone else ""
+        text = f"{failures} runs failed in a row." if failures > 1 else "A run failed."
+        schedules.pause(tx, row, "failures", at, f"{text} The last: {said}" if said else text)
 
 
 def _tell(tx: Tx, kind: EventType, run: RunRow) -> None:

@@ -132,7 +132,9 @@ class Scheduler:
         async with trio.open_nursery() as nursery:
 
             async def slept() -> None:
-                await self._sleep_until(until)
+                # Bounded by itself: the clock may have been set since ``until`` was worked out.
+                with trio.move_on_after(LOOK_SECONDS):
+                    await self._sleep_until(until)
                 nursery.cancel_scope.cancel("it is time")
 
             nursery.start_soon(slept)

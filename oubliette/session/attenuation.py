@@ -94,6 +94,21 @@ def message(caller: Caller, target: SessionRow, asked: TurnArgs) -> TurnArgs:
     return _within(caller, asked, _settings(target, None))
 
 
+def refuse_freedom(tx: Tx, session_id: str, target: SessionRow, asked: TurnArgs) -> None:
+    """An agent that its scope brings to sessions above and beside it says what it likes to those of its own tree, and
+    gives them nothing: they ask, and may, what they were given by others. Raises RequestError permission_denied."""
+    if require_session(tx, session_id).root_id != target.root_id:
+        return
+    for name, given in (
+        ("autonomy_level", asked.autonomy),
+        ("tools_allowed", asked.tools_allowed),
+        ("tools_disallowed", asked.tools_disallowed),
+        ("timeout_minutes", asked.timeout_minutes),
+    ):
+        if given is not None:
+            raise _refused(name, f"An agent may not choose {name} for sessions above or beside it in its own tree.")
+
+
 def _within(caller: Caller, asked: TurnArgs, own: Mapping[str, Any]) -> TurnArgs:
     """``own`` holds what the session that takes the message would use where the message says nothing."""
     return replace(

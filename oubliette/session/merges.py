@@ -6,7 +6,7 @@ interrupted and can be asked for again: what has been merged is not merged twice
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,6 +18,7 @@ import trio
 from oubliette.core.model import Json, PlaceState, Principal, SessionRow
 from oubliette.errors import OublietteError, RequestError
 from oubliette.project.merge import Bundle, Merged, Repository
+from oubliette.project.shares import Shares
 from oubliette.session import views
 from oubliette.session.deps import Deps
 from oubliette.session.status import require_session
@@ -28,7 +29,12 @@ from oubliette.store.merges import MergeRow, MergeState
 log = structlog.get_logger(__name__)
 
 AT_ONCE = 4
-"""Merges that work at the same time: each may hold a bundle in memory."""
+OF_A_PROJECT = 2
+"""Merges that work at the same time: each may hold a bundle in memory, and agents decide how long theirs takes."""
+LONGEST_SECONDS = 1800.0
+"""Two containers that must be started first included."""
+WRITE_AGAIN_SECONDS = 1.0
+"""After an end that could not be written (a full disk, say): how long until the next try."""
 
 
 class Merges:
@@ -39,7 +45,7 @@ class Merges:
         self._nursery: trio.Nursery | None = None
         self._done: dict[str, trio.Event] = {}
         self._places: dict[str, trio.Lock] = {}
-        self._slots = trio.Semaphore(AT_ONCE)
+        self._slots = Shares(AT_ONCE, OF_A_PROJECT)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """A service."""
@@ -94,24 +100,35 @@ class Merges:
     async def _run(self, row: MergeRow) -> None:
         try:
             changes = await self._outcome(row)
-            with trio.move_on_after(5, shield=True):
-                await self._deps.store.write(
-                    partial(merges.update, merge_id=row.merge_id, ended_at=self._deps.now(), **changes)
-                )
-        except OublietteError:
-            # The next start says that it was interrupted.
-            log.exception("a merge's end could not be written", session=row.session_id)
+            await self._write(partial(merges.update, merge_id=row.merge_id, ended_at=self._deps.now(), **changes))
         finally:
+            # Without its end in the row: the daemon stops, and its next start says that it was interrupted.
             self._done.pop(row.merge_id).set()
+
+    async def _write(self, end: Callable[[Tx], bool]) -> None:
+        """A merge whose end is not written would run for ever, for everybody who asks for it again."""
+        while True:
+            try:
+                with trio.CancelScope(shield=True):
+                    await self._deps.store.write(end)
+            except OublietteError:
+                log.exception("a merge's end could not be written")
+            else:
+                return
+            await trio.sleep(WRITE_AGAIN_SECONDS)
 
     async def _outcome(self, row: MergeRow) -> Json:
         try:
             job = await self._deps.store.read(partial(_job, session_id=row.session_id))
-            async with self._alone_in(job.parent.workspace_id), self._slots:
-                result = await self._merge(job)
+            async with self._alone_in(job.parent.workspace_id), self._slots.of(job.child.project_id):
+                with trio.fail_after(LONGEST_SECONDS):
+                    result = await self._merge(job)
+        except trio.TooSlowError:
+            log.warning("merge given up", session=row.session_id, seconds=LONGEST_SECONDS)
+            return {"state": MergeState.FAILED, "error": _too_slow().as_json()}
         except OublietteError as error:
             log.warning("merge failed", session=row.session_id, error=str(error))
-            return {"state": MergeState.FAILED, "error": error.as_json()}
+            return {"state": MergeState.FAILED, "error": _shown(error).as_json()}
         except Exception:
             # A boundary: one merge's trouble is not the others'.
             log.exception("merge crashed", session=row.session_id)
@@ -213,6 +230,27 @@ def _give_up(tx: Tx, at: datetime) -> None:
     ).as_json()
     for row in merges.running(tx):
         merges.update(tx, row.merge_id, state=MergeState.FAILED, ended_at=at, error=error)
+
+
+def _too_slow() -> RequestError:
+    return RequestError(
+        "timed_out",
+        f"The merge was not done within {LONGEST_SECONDS / 60:g} minutes and was given up.",
+        hint="Merge again: what has arrived is not merged twice.",
+        retryable=True,
+    )
+
+
+def _shown(error: OublietteError) -> OublietteError:
+    """What callers learn of it: only a RequestError was written for them."""
+    if isinstance(error, RequestError):
+        return error
+    return RequestError(
+        error.code,
+        "A sandbox of the merge could not do its part.",
+        hint="The daemon's log has the details.",
+        retryable=error.retryable,
+    )
 
 
 def _head(row: MergeRow) -> Json:

@@ -111,6 +111,8 @@ def message(tx: Tx, order: Order, session_id: str, args: MessageArgs) -> tuple[A
     turn = args.turn
     if order.principal.kind == "session":
         turn = attenuation.message(attenuation.caller_of(tx, order.principal.id, order.seconds_left), row, turn)
+    elif order.principal.kind == "agent":
+        attenuation.refuse_freedom(tx, order.principal.id, row, turn)
     project = projects.get(tx, row.project_id)
     if project is not None:
         if turn.model is not None:

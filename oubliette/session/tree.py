@@ -126,7 +126,8 @@ class SessionTree:
         self._start(row)
 
     def finish_marked(self, ids: Sequence[str]) -> None:
-        """A commit has just marked these as ending (``units.mark_ending``): end them, in the background."""
+        """A commit has just marked these as ending (``units.mark_ending``; at least one, the topmost first): end them,
+        in the background."""
         if self._nursery is None:
             raise RuntimeError("SessionTree.run is not running")
         self._nursery.start_soon(self._finish_ending, list(ids))

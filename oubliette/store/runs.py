@@ -112,7 +112,9 @@ def waiting(tx: Tx) -> list[RunRow]:
 def cancel_waiting(tx: Tx, schedule_id: str | None, *, reason: str, at: datetime, project_id: str | None = None) -> int:
     """End what is queued and was not asked for by hand: of a schedule, or all that would run in a project."""
     return tx.run(
-        "UPDATE runs SET status = 'cancelled', reason = ?, ended_at = ? WHERE status = 'queued'"
+        # The first condition is the index's own: with it only open runs are looked at, not all that there were.
+        "UPDATE runs SET status = 'cancelled', reason = ?, ended_at = ?"
+        " WHERE status IN ('claimed', 'queued', 'running') AND status = 'queued'"
         " AND ((schedule_id = ? AND \"trigger\" = 'cron') OR project_id = ?)",
         reason,
         to_micros(at),
@@ -125,7 +127,8 @@ def left_open(tx: Tx, session_ids: Collection[str] | None = None) -> list[str]:
     """Open sessions (of these, of all) that were made for one run, which is over and was the last thing in them."""
     rows = tx.rows(
         "SELECT s.session_id FROM sessions s JOIN runs r ON r.session_id = s.session_id AND r.turn = s.turn"
-        " WHERE s.status = 'idle' AND s.schedule_id IS NOT NULL AND s.parent_id IS NULL AND r.ended_at IS NOT NULL"
+        " WHERE s.status = 'idle' AND s.ending IS NULL AND s.schedule_id IS NOT NULL AND s.parent_id IS NULL"
+        " AND r.ended_at IS NOT NULL"
         " AND NOT EXISTS (SELECT 1 FROM schedule_targets g WHERE g.session_id = s.session_id)"
         + (" AND s.session_id IN (SELECT value FROM json_each(?))" if session_ids is not None else ""),
         *([to_json(sorted(session_ids))] if session_ids is not None else []),

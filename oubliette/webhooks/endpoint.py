@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Final, Literal
 
@@ -30,8 +30,12 @@ LONGEST_RETRY_AFTER_SECONDS: Final = 6 * 3_600
 SIDE_BY_SIDE: Final = 4
 MAX_WAITING: Final = 10_000
 """Notices that wait for one receiver; the oldest are forgotten first."""
-DOWN_AFTER: Final = 3
-"""Failures in a row after which a receiver counts as down."""
+WARN_AFTER: Final = 3
+"""Failures in a row after which the log warns."""
+DOWN_FOR: Final = timedelta(minutes=5)
+"""A receiver that took nothing for so long was down. One that takes some notices and refuses others is not: bringing
+those forward each time would use up their attempts within minutes."""
+_EVER: Final = datetime.min.replace(tzinfo=UTC)
 LEASE: Final = timedelta(seconds=60)
 """A notice whose sender died is sent again after this."""
 LOOK_SECONDS: Final = 60
@@ -66,6 +70,8 @@ class Endpoint:
         self._wake = trio.Event()
         self._flying: set[str] = set()
         self._failures = 0
+        self._refused_since: datetime | None = _EVER
+        """None: it took the last one. At a start nobody knows, so that what waits from before comes with the first."""
         self._gone = False
 
     def wake(self) -> None:
@@ -147,17 +153,18 @@ class Endpoint:
         return await self._tools.poster.post(self._config.url, headers, body, allow_private=self._config.allow_private)
 
     async def _taken(self, row: NoticeRow) -> None:
-        back = self._failures >= DOWN_AFTER
-        self._failures = 0
+        since, failures = self._refused_since, self._failures
+        self._refused_since, self._failures = None, 0
         self._tools.count(self.name, "delivered", 1)
         await self._tools.store.write(partial(webhooks.finish, notice_id=row.notice_id))
-        if back:
-            flying, at = sorted(self._flying), self._tools.now()
-            waiting = await self._tools.store.write(partial(webhooks.hasten, endpoint=self.name, at=at, spare=flying))
-            log.info("a webhook receiver is back", endpoint=self.name, waiting=waiting)
+        if since is not None and self._tools.now() - since >= DOWN_FOR:
+            waiting = await self._tools.store.write(lambda tx: webhooks.hasten(tx, self.name, self._tools.now(), LEASE))
+            if waiting or failures:
+                log.info("a webhook receiver is back", endpoint=self.name, waiting=waiting)
 
     async def _failed(self, row: NoticeRow, why: str, retry_after_seconds: float | None) -> None:
         self._failures += 1
+        self._refused_since = self._refused_since or self._tools.now()
         self._tools.count(self.name, "failed", 1)
         if row.attempt > len(DELAYS_SECONDS):
             await self._given_up(row, why)
@@ -166,7 +173,7 @@ class Endpoint:
         if retry_after_seconds is not None:
             seconds = max(seconds, min(retry_after_seconds, LONGEST_RETRY_AFTER_SECONDS))
         due_at = self._tools.now() + timedelta(seconds=seconds)
-        level = log.warning if self._failures == DOWN_AFTER else log.info
+        level = log.warning if self._failures == WARN_AFTER else log.info
         level(
             "a webhook notice was not delivered",
             endpoint=self.name,
@@ -193,8 +200,8 @@ class Endpoint:
 
     async def _end(self) -> None:
         """410 Gone: as Standard Webhooks asks, nothing is sent there any more; until the next start, for it may err."""
-        self._gone = True
         waiting = await self._tools.store.write(partial(webhooks.remove_endpoint, name=self.name))
+        self._gone = True  # not before: it ends this task, and a receiver whose row stays would gather notices unsent
         log.warning(
             "a webhook receiver says it is gone (410): nothing is sent there until the daemon starts again",
             endpoint=self.name,

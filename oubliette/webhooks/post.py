@@ -174,5 +174,6 @@ def _retry_after(response: h11.Response) -> float | None:
 
 def _tls_words(error: BaseException | None) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
-        return f"its certificate is not trusted: {error.verify_message}"
+        # "Hostname mismatch, certificate is not valid for 'hooks.example.org'.": the host is not for the log.
+        return f"its certificate is not trusted: {error.verify_message.partition(', certificate is not valid for')[0]}"
     return "the TLS handshake failed"

@@ -60,6 +60,28 @@ def test_a_list_of_allowed_tools_holds_for_them_as_well() -> None:
     assert action("ide_open_file", tools_disallowed=["ide_open_file"]) == "deny"
 
 
+def test_a_pattern_for_tools_of_several_servers_holds_for_each_of_the_project_and_for_nobody_else() -> None:
+    asked = {"*_delete*": "ask"}
+    for tool in ("docs_delete", "docs_page_delete_all", "my_notes_delete"):
+        assert action(tool, permissions=asked) == "ask", tool
+    assert action("docs_search", permissions=asked) == "allow"
+    assert action("desk_delete", permissions=asked) == "deny"
+    assert action("docs_search", tools_allowed=["*_search"]) == "allow"
+    assert action("docs_add", tools_allowed=["*_search"]) == "deny"
+    assert action("desk_search", tools_allowed=["*_search"]) == "deny"
+
+
+def test_a_pattern_without_an_underscore_opens_nothing_of_others() -> None:
+    for pattern in ("desk*", "desk?open*", "d*"):
+        assert action("desk_open_file", permissions={pattern: "allow"}) == "deny", pattern
+        assert action("desk_open_file", tools_allowed=[pattern]) == "deny", pattern
+    assert action("docs_search", permissions={"d*": "ask"}) == "ask"
+    assert action("docs_search", tools_allowed=["doc*"]) == "allow"
+    assert action("webfetch", tools_allowed=["web*"]) == "allow"
+    assert action("ide_open_file", tools_allowed=["ide*"]) == "allow"
+    assert action("ide_selection", tools_allowed=["ide*"]) == "deny"
+
+
 async def test_a_server_that_is_added_while_a_turn_runs_is_seen_by_its_own_session_alone(own_rig: Rig) -> None:
     rig, directory = own_rig, own_rig.process.directory("w")
     await rig.agent.add_mcp_server(directory, "docs", ECHO)

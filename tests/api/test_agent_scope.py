@@ -182,6 +182,18 @@ async def test_its_own_children_get_no_more_than_it_has_whatever_the_scope(tmp_p
         await refused(wire, "session", stamp, "permission_denied", "autonomy", **say, autonomy_level="off")
 
 
+async def test_no_scope_frees_a_session_above_in_its_own_tree(tmp_path: Path) -> None:
+    async with open_agents(tmp_path) as agents, agents.wire() as wire:
+        above, stamp = await agents.session(autonomy="medium")
+        child = await did(wire, "session", stamp, action="spawn", message="sleep")
+        _, below = await agents.at_work(child["session_id"])
+        await lend(agents, "admin")
+        say = {"action": "message", "message": "go on", "session_id": above}
+        for freedom in ({"autonomy_level": "off"}, {"tools_allowed": ["bash"]}, {"timeout_minutes": 600}):
+            await refused(wire, "session", below, "permission_denied", "its own tree", **say, **freedom)
+        assert (await did(wire, "session", below, **say))["queue_position"] == 1
+
+
 async def test_even_an_admins_scope_makes_no_token_lends_nothing_on_and_answers_no_ask_of_its_own(
     tmp_path: Path,
 ) -> None:
@@ -210,6 +222,23 @@ async def test_even_an_admins_scope_makes_no_token_lends_nothing_on_and_answers_
         await refused(wire, "session", stamp, "invalid_argument", "itself", action="wait", session_ids=both)
         found = await did(wire, "project", stamp, action="get", project_id=OTHER_PROJECT)
         assert found["project_id"] == OTHER_PROJECT
+
+
+@pytest.mark.parametrize("scope", ["project", "admin"])
+async def test_no_scope_moves_the_bounds_of_its_own_project(tmp_path: Path, scope: str) -> None:
+    async with open_agents(tmp_path) as agents, agents.wire() as wire:
+        _, stamp = await agents.session()
+        await lend(agents, scope)
+        for bound in (
+            {"limits": {"max_cost_usd_per_day": None}},
+            {"autonomy": "off"},
+            {"permissions": {"bash": "allow"}},
+            {"disabled_tools": []},
+        ):
+            asked = {"action": "update", "project_id": PROJECT, **bound}
+            await refused(wire, "project", stamp, "permission_denied", "own project", **asked)
+        told = await did(wire, "project", stamp, action="update", project_id=PROJECT, description="tidied")
+        assert told["description"] == "tidied"
 
 
 async def test_it_counts_only_in_containers_that_were_made_for_it(tmp_path: Path) -> None:
@@ -285,6 +314,17 @@ async def test_the_loan_is_no_key_at_any_door(tmp_path: Path) -> None:
 
 def _know(tx: Tx, token_id: str, digest: bytes) -> None:
     tx.run("UPDATE tokens SET secret_hash = ? WHERE token_id = ?", digest, token_id)
+
+
+async def test_a_tool_that_is_switched_off_by_its_name_is_so_by_its_reading_half_too(tmp_path: Path) -> None:
+    async with open_agents(tmp_path) as agents, agents.wire() as wire:
+        _, stamp = await agents.session()
+        assert await did(wire, "session_read", stamp, action="list")
+        await agents.doors.tool("project", action="update", project_id=PROJECT, disabled_tools=["oubliette_session"])
+        for tool in ("session", "session_read"):
+            await refused(wire, tool, stamp, "permission_denied", "This project", action="list")
+        _, bare = await agents.session(tools_disallowed=["oubliette_workspace"])
+        await refused(wire, "workspace_read", bare, "permission_denied", "This session", action="list")
 
 
 @pytest.mark.parametrize("scope", ["none", "admin"])

@@ -14,6 +14,7 @@ import trio.testing
 
 from oubliette import clock
 from oubliette.api import auth as auth_module
+from oubliette.api.api import open_api
 from oubliette.api.auth import RateLimiter
 from oubliette.core.model import Json
 from oubliette.store import tokens
@@ -137,6 +138,14 @@ async def test_the_end_of_a_token_ends_its_streams_and_calls_within_a_second(doo
     assert trio.current_time() - over < 1.5, "one second is promised"
     assert ended["wait True"] == ended["wait False"] == -32001
     assert ended["curl"] == 401
+
+
+async def test_thousands_of_tokens_may_end_at_once_and_the_doors_stay_open(doors: Doors) -> None:
+    async with open_api(doors.services) as api:
+        for number in range(3_000):
+            api.shared.live.end_principal(f"tok_{number}")
+            api.shared.live.end_principal(f"tok_{number}")
+        await trio.testing.wait_all_tasks_blocked()
 
 
 async def test_a_token_may_revoke_itself_and_hears_that_it_did(doors: Doors) -> None:

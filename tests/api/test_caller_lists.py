@@ -227,7 +227,7 @@ BAD_DECLARATIONS: list[tuple[Json, str]] = [
     ({"caller_id": "ide", "caller_tools": schema(properties=[])}, "properties of t"),
     ({"caller_id": "ide", "caller_tools": schema(properties={"a b": {}})}, "'a b'"),
     ({"caller_id": "ide", "caller_tools": schema(properties={"_session": {}})}, "'_session'"),
-    ({"caller_id": "ide", "caller_tools": schema(required="a")}, "required of t"),
+    ({"caller_id": "ide", "caller_tools": schema(required="a")}, "required must be a list"),
     ({"caller_id": "ide", "caller_tools": schema(description="x" * 40_000)}, "larger than 32 KiB"),
     ({"caller_id": "ide", "caller_tools": [named(f"t{n}", a={"x": "y" * 20_000}) for n in range(8)]}, "128 KiB"),
     ({"caller_id": "ide", "caller_tools": [{"name": f"t{n}"} for n in range(65)]}, "64"),

@@ -7,10 +7,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 import trio
 
+from oubliette.api.tools import session_events
 from oubliette.core.model import EventRow, EventType, Json, NewEvent
 from oubliette.core.shapes import EventsResult
+from oubliette.session import merged_views
 from oubliette.store import events
 from tests.api.agent_world import open_agents
 from tests.api.world import Doors, Sse, read_sse
@@ -209,6 +212,40 @@ async def test_a_long_poll_does_not_wait_for_a_tree_that_has_ended_but_for_one_t
         end = await merged(doors, root, max_chars=1_000_000, cursor=pages[0]["cursor"])
         over = await merged(doors, root, cursor=end["cursor"], wait_seconds=15)
         assert (over["events"], "next" in over) == ([], False)
+
+
+async def test_a_long_poll_of_a_quiet_branch_is_not_kept_busy_by_the_rest_of_its_tree(
+    doors: Doors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = await idle(doors)
+    quiet, busy = [await idle(doors, parent=root) for _ in range(2)]
+    cursor = (await merged(doors, quiet, max_chars=1_000_000))["cursor"]
+    looks = 0
+
+    def look(*args: Any) -> Json:
+        nonlocal looks
+        looks += 1
+        return real(*args)
+
+    real = merged_views.merged_result
+    monkeypatch.setattr(merged_views, "merged_result", look)
+    pages: list[Json] = []
+
+    async def poll() -> None:
+        pages.append(await merged(doors, quiet, cursor=cursor, wait_seconds=15))
+
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(poll)
+            while not doors.world.feed._subscriptions:
+                await trio.sleep(0.01)
+            began = trio.current_time()
+            for number in range(100):
+                await append(doors, busy, str(number))
+            await append(doors, quiet, "news")
+        took = trio.current_time() - began
+    assert [one["text"] for one in pages[0]["events"]] == ["news"]
+    assert looks <= took / session_events.PAUSE_SECONDS + 4
 
 
 async def test_an_agent_reads_its_own_part_of_the_tree_merged(tmp_path: Path) -> None:

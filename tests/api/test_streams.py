@@ -220,6 +220,27 @@ async def test_a_quiet_stream_says_that_it_lives(doors: Doors) -> None:
             assert [await chunks.receive() for _ in range(3)] == [b":\n\n"] * 3
 
 
+async def test_a_quiet_subtree_says_that_it_lives_while_the_rest_of_its_tree_is_busy(doors: Doors) -> None:
+    root = await idle(doors)
+    quiet, busy = [await idle(doors, root) for _ in range(2)]
+    shared = await shared_of(doors)
+    args = StreamArgs(quiet, root, False, 10_000, children=True, deltas=False)
+
+    async def chatter(stop: trio.Event) -> None:
+        while not stop.is_set():
+            await append(doors, busy, message("x"))
+            await trio.sleep(0.01)
+
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            stop = trio.Event()
+            nursery.start_soon(chatter, stop)
+            async with session_stream(shared, Frames(), ADMIN, args, comment_seconds=0.2) as chunks:
+                assert b"event: gap" in await chunks.receive()
+                assert [await chunks.receive() for _ in range(3)] == [b":\n\n"] * 3
+            stop.set()
+
+
 async def test_a_client_that_takes_nothing_for_long_is_told_and_dropped(
     doors: Doors, monkeypatch: pytest.MonkeyPatch
 ) -> None:

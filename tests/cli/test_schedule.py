@@ -150,6 +150,22 @@ def test_a_triggered_run_can_be_waited_for_and_its_outcome_is_the_exit_code(
     assert (bad.code, json.loads(bad.out)["runs"][0]["status"]) == (1, "failed")
 
 
+def test_runs_that_are_waited_for_are_looked_for_on_every_page_and_one_that_is_lost_is_no_success(
+    cli: Cli, daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commands, "POLL_SECONDS", 0.0)
+    daemon.tools["schedule.trigger"] = lambda _arguments: {"schedule_id": "sched_1", "run_ids": ["run_1", "run_2"]}
+    first: Json = {"runs": [{"run_id": "run_2", "status": "succeeded"}], "next_cursor": "older"}
+    second: Json = {"runs": [{"run_id": "run_1", "status": "failed"}]}
+    daemon.tools["schedule.history"] = lambda arguments: second if arguments.get("cursor") else first
+    spread = cli("schedule", "trigger", "sched_1", "--wait")
+    assert (spread.code, spread.out) == (1, "run_1  failed\nrun_2  succeeded\n")
+    second["runs"] = []
+    lost = cli("schedule", "trigger", "sched_1", "--wait")
+    assert lost.code == 1
+    assert "1 of 2 runs" in lost.err
+
+
 def test_the_history_has_skipped_and_missed_runs_with_their_reasons(cli: Cli, daemon: FakeDaemon) -> None:
     daemon.tools["schedule.get"] = lambda _arguments: NIGHTLY
     daemon.tools["schedule.history"] = lambda _arguments: {

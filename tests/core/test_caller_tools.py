@@ -53,3 +53,49 @@ def test_a_caller_is_not_called_like_a_server_of_the_project(server: str, taken:
             check_clash("ide", [server])
     else:
         check_clash("ide", [server])
+
+
+@pytest.mark.parametrize("whole", ["list_mcp_resources", "list_mcp_resource_templates", "read_mcp_resource"])
+def test_no_tool_is_called_like_one_of_the_agents_own(whole: str) -> None:
+    caller_id, _, name = whole.partition("_")
+    with pytest.raises(RequestError, match="a name of its own"):
+        declaration(caller_id, [{"name": name}])
+
+
+@pytest.mark.parametrize(
+    ("inner", "words"),
+    [
+        ({"type": "object", "properties": "abc", "required": ["a"]}, r"properties\.x\.properties must be an object"),
+        ({"type": "text"}, r"properties\.x\.type must be one of"),
+        ({"type": []}, r"properties\.x\.type must be one of"),
+        ({"enum": 5}, r"properties\.x\.enum must be a list"),
+        ({"anyOf": {}}, r"properties\.x\.anyOf must be a list"),
+        ({"items": ["a"]}, r"properties\.x\.items must be a schema"),
+        ({"type": "array", "items": {"properties": {"y": {"required": [1]}}}}, r"items\.properties\.y\.required must"),
+        ({"additionalProperties": {"minimum": "0"}}, r"additionalProperties\.minimum must be a number"),
+        ({"description": 7}, r"properties\.x\.description must be a string"),
+    ],
+)
+def test_a_schema_that_programs_stumble_over_is_refused_however_deep_it_lies(inner: Json, words: str) -> None:
+    with pytest.raises(RequestError, match=words):
+        declaration("ide", [{"name": "t", "input_schema": {"properties": {"x": inner}}}])
+
+
+def test_schemas_as_people_write_them_are_taken() -> None:
+    schema = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Args",
+        "properties": {
+            "kind": {"enum": ["a", None], "default": None, "x-order": 1},
+            "size": {"type": ["integer", "null"], "minimum": 0, "exclusiveMaximum": True},
+            "pair": {"type": "array", "items": [{"type": "string"}, True], "minItems": 2},
+            "tree": {"$ref": "#/$defs/Tree"},
+            "either": {
+                "anyOf": [{"type": "string", "format": "uri"}, {"type": "object", "additionalProperties": False}]
+            },
+        },
+        "$defs": {"Tree": {"type": "object", "properties": {"below": {"$ref": "#/$defs/Tree"}}}},
+        "additionalProperties": False,
+    }
+    [taken] = declaration("ide", [{"name": "t", "input_schema": schema}]).tools
+    assert taken["input_schema"] == {"type": "object", **schema}

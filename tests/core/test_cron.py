@@ -64,6 +64,7 @@ def test_a_date_that_never_comes_is_refused_and_one_that_rarely_does_is_not() ->
 @pytest.mark.parametrize(
     ("zone", "hint"),
     [
+        ("localtime", "Names are like"),  # another zone on each machine
         ("europe/berlin", "Did you mean Europe/Berlin?"),
         ("Mars/Olympus", ""),
         ("../../etc/passwd", ""),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -109,3 +110,36 @@ def test_a_copy_may_belong_to_somebody_else(tree: Path, outside: Path, tmp_path:
         for name in [*directories, *names, "."]:
             assert os.lstat(Path(folder) / name).st_uid == NOBODY
     assert outside.stat().st_uid == 0
+
+
+def test_a_copy_asks_now_and_then_whether_there_is_room(tree: Path, tmp_path: Path) -> None:
+    (tree / "big").write_bytes(b"x" * (130 << 20))
+    for number in range(3000):
+        (tree / f"{number}").write_text("")
+    asked: list[int] = []
+
+    def room() -> None:
+        asked.append(1)
+
+    copy_tree(tree, tmp_path / "copy", max_bytes=GIB, room=room)
+    assert len(asked) >= 4
+
+    def full() -> None:
+        raise RequestError("storage_full", "The disk is nearly full.")
+
+    with pytest.raises(RequestError, match="nearly full"):
+        copy_tree(tree, tmp_path / "none", max_bytes=GIB, room=full)
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_link_that_is_none_any_more_when_it_is_read_is_left_out(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tree / "link").symlink_to("a.txt")
+
+    def changed(name: str, *, dir_fd: int) -> str:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "readlink", changed)
+    copied = copy_tree(tree, tmp_path / "copy", max_bytes=GIB)
+    assert (copied.skipped, copied.files) == (1, 2)

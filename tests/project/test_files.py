@@ -172,6 +172,31 @@ def test_a_listing_is_bounded_and_says_so(tree: Path) -> None:
     assert not files.list_files(tree, "**").truncated
 
 
+def test_what_lies_too_deep_to_be_asked_for_is_not_listed_and_that_is_said(tmp_path: Path) -> None:
+    deep = tmp_path / "deep"
+    deep.mkdir()
+    nest(deep, files.MAX_DEPTH + 50)
+    listing = files.list_files(deep, "**")
+    assert len(listing.entries) == files.MAX_DEPTH
+    assert listing.truncated
+    assert all(files.parts_of(entry.path) for entry in listing.entries)
+    long = tmp_path / "long"
+    folder = long
+    for _ in range(15):
+        folder = folder / ("x" * 250)
+    folder.mkdir(parents=True)
+    (folder / ("y" * 200)).write_text("")
+    descriptor = os.open(folder, os.O_RDONLY)
+    os.mkdir("z" * 250, dir_fd=descriptor)
+    os.mkdir("z" * 250 + "/" + "z" * 250, dir_fd=descriptor)
+    os.close(descriptor)
+    listing = files.list_files(long, "**")
+    assert max(len(entry.path) for entry in listing.entries) <= files.MAX_PATH
+    assert (len(listing.entries), listing.truncated) == (17, True)
+    assert files.delete(deep)
+    assert files.delete(long)
+
+
 def test_names_that_are_no_text_are_listed_as_something_that_can_be_sent(tree: Path) -> None:
     (tree / os.fsdecode(b"caf\xe9")).write_text("x")
     listed = [entry.path for entry in files.list_files(tree, "*").entries]

@@ -185,3 +185,23 @@ async def test_results_are_looked_for_where_the_session_s_container_has_its_stat
     }
     big = await places.read_result(session, "results/big", 100)
     assert (big["base64_truncated"], big["base64_bytes"]) == (True, 3 << 20)
+
+
+async def test_a_fork_that_would_fill_the_host_s_disk_is_given_up_and_says_why(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, source = await ready(world)
+
+    def full(_path: Path) -> None:
+        raise RequestError("storage_full", "The disk that holds data is nearly full.", retryable=True)
+
+    monkeypatch.setattr(contents, "require_room", full)
+    made = await fork(world, source)
+    assert made.state is PlaceState.FAILED
+    assert made.error is not None
+    assert made.error["code"] == "storage_full"
+    assert list((world.home.project_dir(made.project_id) / "making").iterdir()) == []
+    with trio.fail_after(10):
+        await world.projects.workspaces.delete(made.workspace_id)
+        await world.projects.workspaces.idle(made.workspace_id)
+    assert await world.store.read(partial(workspaces.get, workspace_id=made.workspace_id)) is None

@@ -316,8 +316,10 @@ async def test_the_answers_of_a_sandbox_are_not_believed(pair: Pair) -> None:
         [
             b"no json\n",
             b"[]\n",
+            b"[" * 100_000 + b"\n",
             b'{"outcome": "looked", "known": ["ok", 5, "../x", null]}\n',
             b'{"outcome": "x", "conflicts": [{"path": "\\ud800", "kind": {}}, "x"], "base": [], "head": "a b"}\n',
+            b'{"outcome": "merged", "conflicts": 5, "files": 5, "files_total": -1, "commits": 1e300}\n',
         ]
     )
 
@@ -326,13 +328,15 @@ async def test_the_answers_of_a_sandbox_are_not_believed(pair: Pair) -> None:
         return ExecResult(0, out, b"", len(out), 0)
 
     repository = Repository(lying, "/workspaces/x")
-    for _ in range(2):
+    for _ in range(3):
         with pytest.raises(ContainerError, match="no line of JSON"):
             await repository.known()
     assert await repository.known() == ["ok"]
     merged = await repository.merge(b"x", ref=REF, message="m")
     assert merged.conflicts == [{"path": "\ufffd", "kind": "other"}]
     assert (merged.merged, merged.commits, merged.base, merged.head) == (False, 0, "", "")
+    merged = await repository.merge(b"x", ref=REF, message="m")
+    assert (merged.merged, merged.conflicts, merged.conflicts_truncated, merged.files) == (True, [], False, [])
 
 
 def begin(argv: Sequence[str], env: Mapping[str, str], stdin: bytes) -> subprocess.Popen[bytes]:

@@ -10,7 +10,7 @@ from oubliette.core.model import LOCAL, Json, Principal, Scope, TokenRow
 from oubliette.schedule.requests import ScheduleChanges, TargetArgs
 from oubliette.store import projects, schedules, tokens, webhooks
 from oubliette.store.database import Tx
-from tests.schedule.world import ADMIN, OF_PROJECT, OTHER_PROJECT, PROJECT, START, Place, open_place
+from tests.schedule.world import ADMIN, OF_OTHER, OF_PROJECT, OTHER_PROJECT, PROJECT, START, Place, open_place
 
 
 async def _fail(place: Place, schedule_id: str, number: int) -> list[Json]:
@@ -41,6 +41,16 @@ async def test_failures_in_a_row_pause_it_and_enabling_it_begins_anew(tmp_path: 
         found = await _fail(place, schedule_id, 4)
         assert found[-1]["status"] == "failed", "what passed while it was paused is no gap"
         assert "paused" not in await place.shown(schedule_id)
+
+
+async def test_what_went_wrong_in_one_project_is_not_told_to_readers_of_another(tmp_path: Path) -> None:
+    async with open_place(tmp_path) as place:
+        both = [TargetArgs(PROJECT), TargetArgs(OTHER_PROJECT)]
+        schedule_id = await place.create("fail the secret path", targets=both, pause_after_failures=1)
+        await place.schedules.trigger(ADMIN, schedule_id)
+        await place.ended(schedule_id, 2)
+        own = await place.schedules.get(OF_OTHER, schedule_id)
+        assert own["paused"]["text"] == "A run failed."
 
 
 async def test_a_success_in_between_and_runs_that_were_skipped_do_not_count(tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ from oubliette.project.git import Snapshots
 from oubliette.session import diffs
 from oubliette.session import turn as driver
 from oubliette.store import changes, requests, turns
+from oubliette.store.changes import ChangeRow
+from oubliette.store.database import Tx
 from tests.project.git_repos import make_repository, run_here
 from tests.session.fakes import FakeAgent, FakeContainer
 from tests.session.world import ADMIN, World, open_world
@@ -125,6 +127,28 @@ async def test_a_long_patch_is_cut_and_says_so(world: World, tmp_path: Path) -> 
     both = await shown(world, one)
     assert len(both["patch"]) == 2000
     assert both["patch_bytes"] > 10_000
+
+
+async def test_of_many_long_patches_only_as_many_are_read_as_are_shown(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = await turns_of(world, 5)
+    for number in range(1, 6):
+        await turn(world, tmp_path, one, number, {f"{number}.txt": "x" * 1000 + "\n"})
+    read: list[int] = []
+
+    def text_of(tx: Tx, row: ChangeRow) -> str:
+        read.append(row.turn)
+        return real(tx, row)
+
+    real = changes.text_of
+    monkeypatch.setattr(changes, "text_of", text_of)
+    monkeypatch.setattr(diffs, "MAX_FILES", 3)
+    late = await shown(world, one, 2)
+    assert read == [2, 3]
+    assert (len(late["patch"]), late["patch_truncated"]) == (2000, True)
+    assert late["patch_bytes"] > 4 * 1000
+    assert ([file["path"] for file in late["files"]], late["files_truncated"]) == (["2.txt", "3.txt", "4.txt"], True)
 
 
 async def test_a_running_turn_is_told_to_be_waited_for(world: World) -> None:

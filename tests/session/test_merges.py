@@ -8,15 +8,18 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 
 from oubliette.core.model import Json, PlaceState, Principal, Scope
-from oubliette.errors import RequestError
+from oubliette.errors import RequestError, StoreError
 from oubliette.project import merge as project_merge
 from oubliette.runtime.base import ExecResult
+from oubliette.session import merges as session_merges
 from oubliette.store import merges, workspaces
+from oubliette.store.database import Tx
 from tests.project.git_repos import git, make_repository, run_here
 from tests.session.fakes import FakeAgent
 from tests.session.world import ADMIN, PROJECT, WORKSPACE, World, open_world
@@ -219,8 +222,10 @@ async def test_a_sandbox_that_fails_fails_the_merge_and_not_the_daemon(trees: Tr
     root = await trees.world.new("sleep")
     child = await trees.fork(root)
     trees.failing = True
-    with pytest.raises(RequestError):
+    with pytest.raises(RequestError) as caught:
         await trees.merge(child)
+    assert (caught.value.code, caught.value.retryable) == ("unavailable", True)
+    assert "on fire" not in str(caught.value), "what was not written for callers is for the log"
     trees.failing = False
     assert (await trees.merge(child))["commits"] == 0
 
@@ -240,6 +245,40 @@ async def test_a_merge_that_a_restart_interrupts_is_said_to_be_and_can_be_asked_
             await again.merge(child)
         assert (caught.value.code, caught.value.retryable) == ("unavailable", True)
         assert (await again.merge(child))["merged"]
+
+
+async def test_a_merge_that_takes_for_ever_is_given_up(trees: Trees, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session_merges, "LONGEST_SECONDS", 0.2)
+    root = await trees.world.new("sleep")
+    child = await trees.fork(root)
+    await trees.commit(child, "new.txt", "new")
+    trees.gate = trio.Event()
+    with trio.fail_after(30), pytest.raises(RequestError) as caught:
+        await trees.merge(child)
+    assert (caught.value.code, caught.value.retryable) == ("timed_out", True)
+
+
+async def test_a_merge_whose_end_cannot_be_written_is_waited_for_until_it_can(
+    trees: Trees, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session_merges, "WRITE_AGAIN_SECONDS", 0.01)
+    root = await trees.world.new("sleep")
+    child = await trees.fork(root)
+    await trees.commit(child, "new.txt", "new")
+    full = 3
+
+    def update(tx: Tx, merge_id: str, **fields: Any) -> bool:
+        nonlocal full
+        if full and "ended_at" in fields:
+            full -= 1
+            raise StoreError("commit to the store: the disk is full", code="storage_full", retryable=True)
+        return real(tx, merge_id, **fields)
+
+    real = merges.update
+    monkeypatch.setattr(merges, "update", update)
+    with trio.fail_after(30):
+        merged = await trees.merge(child)
+    assert (merged["state"], merged["merged"], full) == ("done", True, 0)
 
 
 async def test_only_the_newest_merges_of_a_session_are_kept(trees: Trees) -> None:

@@ -16,6 +16,7 @@ from standardwebhooks import Webhook, WebhookVerificationError
 
 from oubliette import clock
 from oubliette.store import webhooks as rows
+from oubliette.store.database import Tx
 from oubliette.webhooks import endpoint as sending
 from oubliette.webhooks.post import Poster
 from tests.session.world import ADMIN, PROJECT, open_world
@@ -141,6 +142,49 @@ async def test_a_receiver_that_was_down_gets_everything_soon_after_it_is_back(
             received = await receiver.until(6)
             await hooked.until_pending(0)
     assert sorted(one.data["attempt"] for one in received) == [1, 4, 4, 4, 4, 4]
+
+
+async def test_one_that_takes_some_and_refuses_others_is_not_down_and_theirs_wait_out_their_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sending, "DELAYS_SECONDS", (3600,) * 7)
+    later = timedelta()
+    async with (
+        open_receiver(answers(204), *[answers(500)] * 3, answers(204), answers(500)) as receiver,
+        open_hooked(tmp_path, config_of(ci=receiver.url), now=lambda: clock.now() + later) as hooked,
+    ):
+        await hooked.tell()
+        await hooked.until_counted(1, "delivered")
+        await hooked.tell(3)
+        await hooked.until_counted(3, "failed")
+        await hooked.tell()
+        await hooked.until_counted(2, "delivered")
+        await hooked.until_pending(3)
+        await hooked.tell()
+        await hooked.until_counted(4, "failed")
+        due = await hooked.world.store.read(partial(rows.next_due, endpoint="ci"))
+        assert due is not None
+        assert due - clock.now() > timedelta(minutes=30), "none of them was brought forward"
+        later = timedelta(minutes=6)  # nothing was taken all that time: now it was down
+        await hooked.tell()
+        await hooked.until_pending(0)
+    assert sorted(one.data["attempt"] for one in receiver.received) == [1] * 7 + [2] * 4
+
+
+async def test_what_is_brought_forward_is_nothing_that_is_under_way(tmp_path: Path) -> None:
+    def unit(tx: Tx) -> tuple[int, list[str]]:
+        at = clock.now()
+        rows.set_endpoints(tx, {"ci": ([], [])})
+        for number in range(3):
+            rows.add(tx, "session.turn_ended", PROJECT, {"session_id": f"gogol_{number}"}, at)
+        flying, off, *_ = rows.claim(tx, "ci", at, 2, sending.LEASE)
+        rows.put_off(tx, off.notice_id, at + timedelta(hours=1))
+        forward = rows.hasten(tx, "ci", at, sending.LEASE)
+        again = rows.claim(tx, "ci", at, 10, sending.LEASE)
+        return forward, [one.notice_id for one in again if one.notice_id == flying.notice_id]
+
+    async with open_world(tmp_path) as world:
+        assert await world.store.write(unit) == (1, [])
 
 
 async def test_a_redirect_is_a_failure_and_is_not_followed(tmp_path: Path, impatient: None) -> None:

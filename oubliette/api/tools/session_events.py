@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import trio
 
@@ -20,6 +20,10 @@ from oubliette.store.database import Tx
 
 if TYPE_CHECKING:
     from oubliette.api.tools.session import Events
+
+
+PAUSE_SECONDS: Final = 0.05
+"""A wait for one branch is woken by its whole tree: after a look for nothing so long until the next."""
 
 
 async def events(call: Call, args: Events) -> Json:
@@ -40,6 +44,7 @@ async def events(call: Call, args: Events) -> Json:
         return (await call.shared.services.store.read(read))[0]
 
     async def wait() -> Json:
+        woken = False
         with _subscribed(call, row, asked) as subscription:
             with trio.move_on_after(seconds):
                 while True:
@@ -47,6 +52,9 @@ async def events(call: Call, args: Events) -> Json:
                     if page["events"] or over or subscription.closed:
                         return page
                     await subscription.next_batch()
+                    if woken:
+                        await trio.sleep(PAUSE_SECONDS)
+                    woken = True
         return (await call.shared.services.store.read(read))[0]
 
     return await with_progress(call, seconds, "waiting for events", wait)

@@ -86,8 +86,14 @@ async def create(call: Call, args: Create) -> Json:
         external_id=args.external_id,
         source=args.source,
         from_workspace=args.from_workspace,
+        also=partial(_remembered, call=call, detail=args.detail),
     )
     return await _shown(call, row, args.detail)
+
+
+def _remembered(tx: Tx, row: WorkspaceRow, call: Call, detail: str) -> None:
+    if call.remember is not None:
+        call.remember(tx, _view(tx, call, row, projects.get(tx, row.project_id), detail))
 
 
 def _require_own(tx: Tx, call: Call, workspace_id: str) -> None:

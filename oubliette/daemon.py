@@ -32,7 +32,8 @@ from oubliette.config import Config
 from oubliette.container.layout import AGENT_UID
 from oubliette.container.registry import Containers
 from oubliette.core import tokens as token_values
-from oubliette.core.model import LOCAL, Json, Principal, Scope
+from oubliette.core.model import Json
+from oubliette.core.principals import LOCAL, Principal, Scope
 from oubliette.errors import RuntimeUnavailable
 from oubliette.gateway.gateway import Gateway
 from oubliette.gateway.metering import Meter

@@ -7,7 +7,8 @@ import json
 from oubliette import clock
 from oubliette.config import Config
 from oubliette.core.limits import MAX_WAIT_WITH_PROGRESS_SECONDS
-from oubliette.core.model import LOCAL, ContainerRow, ContainerState, PlaceState, ProjectRow
+from oubliette.core.model import ContainerRow, ContainerState, PlaceState, ProjectRow
+from oubliette.core.principals import LOCAL
 from oubliette.launcher import CONFIG_FILE, OpenCodeLauncher
 
 

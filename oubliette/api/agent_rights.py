@@ -16,7 +16,8 @@ from oubliette.agent.base import OWN_SERVER
 from oubliette.agent.permissions import names_tool
 from oubliette.api.tools.registry import READ_SUFFIX
 from oubliette.core.caller_tools import STAMP
-from oubliette.core.model import ContainerRow, Principal, Scope
+from oubliette.core.model import ContainerRow
+from oubliette.core.principals import Principal, Scope
 from oubliette.errors import RequestError
 from oubliette.project import grants
 from oubliette.session.attenuation import caller_of

@@ -28,7 +28,8 @@ from oubliette.api.desk import Desk
 from oubliette.api.line_stream import OpenCalls, serve_lines
 from oubliette.api.live import Origin
 from oubliette.api.tools.registry import Call, Progress, failure
-from oubliette.core.model import ContainerRow, Principal
+from oubliette.core.model import ContainerRow
+from oubliette.core.principals import Principal
 from oubliette.errors import RemoteWireError, RequestError
 from oubliette.store import containers
 

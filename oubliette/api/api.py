@@ -23,7 +23,7 @@ from oubliette.api.services import Services
 from oubliette.api.shared import Shared
 from oubliette.api.tools.registry import Registry, Tool
 from oubliette.api.tools.table import TOOLS
-from oubliette.core.model import Principal
+from oubliette.core.principals import Principal
 from oubliette.errors import OublietteError, RequestError
 from oubliette.log import get_logger
 from oubliette.store import schedules

@@ -16,7 +16,7 @@ from oubliette.api.errors import unauthenticated
 from oubliette.api.live import Live
 from oubliette.core.access import parse_scope
 from oubliette.core.limits import BAD_TOKENS_PER_SECOND
-from oubliette.core.model import Principal, TokenRow
+from oubliette.core.principals import Principal, TokenRow
 from oubliette.core.tokens import secret_hash
 from oubliette.errors import OublietteError, RequestError
 from oubliette.log import get_logger

@@ -29,7 +29,8 @@ from oubliette.api.tools.reply import compact
 from oubliette.core.caller_results import CallerResult
 from oubliette.core.caller_tools import CALLER_ID, STAMP, full_name, merged
 from oubliette.core.limits import KIB
-from oubliette.core.model import ContainerRow, Json, Principal, Scope
+from oubliette.core.model import ContainerRow, Json
+from oubliette.core.principals import Principal, Scope
 from oubliette.errors import OublietteError, RemoteWireError, RequestError
 from oubliette.log import get_logger
 from oubliette.session.callers import Callers, Listing

@@ -23,7 +23,8 @@ from oubliette.api.tools.fields import size_words
 from oubliette.api.tools.reply import compact
 from oubliette.core import access
 from oubliette.core.limits import BODY_SECONDS, MAX_HEADER_BYTES
-from oubliette.core.model import Json, Principal
+from oubliette.core.model import Json
+from oubliette.core.principals import Principal
 from oubliette.errors import RequestError
 from oubliette.log import get_logger
 

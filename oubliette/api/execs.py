@@ -14,7 +14,8 @@ import trio
 from oubliette import clock
 from oubliette.api.errors import error_shape
 from oubliette.api.services import Services
-from oubliette.core.model import Json, Principal
+from oubliette.core.model import Json
+from oubliette.core.principals import Principal
 from oubliette.errors import Limit, OublietteError, RequestError
 from oubliette.log import get_logger
 from oubliette.runtime.base import ExecResult

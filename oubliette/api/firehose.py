@@ -21,7 +21,8 @@ from oubliette.api.shared import Shared
 from oubliette.api.streams import COMMENT_SECONDS, DROP_SECONDS, RETRY_MS, pieces
 from oubliette.core import access
 from oubliette.core.limits import STREAM_BACKLOG_EVENTS
-from oubliette.core.model import EventRow, Principal
+from oubliette.core.model import EventRow
+from oubliette.core.principals import Principal
 from oubliette.errors import RequestError
 from oubliette.session.feed import Feed
 

@@ -14,7 +14,8 @@ import trio
 
 from oubliette.api.tools.fields import WriteArgs
 from oubliette.core.limits import REQUEST_KEY_HOURS
-from oubliette.core.model import Json, Principal
+from oubliette.core.model import Json
+from oubliette.core.principals import Principal
 from oubliette.errors import RequestError
 from oubliette.store import request_keys
 from oubliette.store.database import Store, Tx

@@ -14,7 +14,7 @@ import trio
 
 from oubliette.api.metrics import STREAMS, WAITING_CALLS
 from oubliette.core.limits import STREAMS_IN_ALL, STREAMS_PER_TOKEN, WAITING_CALLS_PER_TOKEN
-from oubliette.core.model import Principal
+from oubliette.core.principals import Principal
 from oubliette.errors import Limit, RequestError
 
 Ending = Literal["revoked", "evicted", "ended"]

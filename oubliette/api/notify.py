@@ -20,7 +20,8 @@ from oubliette.api.resources import Ref, touched_by
 from oubliette.api.tools.reply import fit
 from oubliette.core import access
 from oubliette.core.events import event_shape
-from oubliette.core.model import EventRow, EventType, Json, Principal, SessionStatus
+from oubliette.core.model import EventRow, EventType, Json, SessionStatus
+from oubliette.core.principals import Principal
 from oubliette.errors import RequestError
 from oubliette.log import get_logger
 from oubliette.session.feed import Feed

@@ -10,7 +10,8 @@ from typing import Final, Literal
 from oubliette.api.frames import THIN
 from oubliette.api.tools.gate import Target, find
 from oubliette.core.limits import MAX_RESULT_CHARACTERS
-from oubliette.core.model import EventRow, EventType, Json, Principal
+from oubliette.core.model import EventRow, EventType, Json
+from oubliette.core.principals import Principal
 from oubliette.store.database import Tx
 
 Kind = Literal["session", "events", "project", "schedule"]

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from oubliette import clock
 from oubliette.config import Config
-from oubliette.core.model import Json, Principal
+from oubliette.core.model import Json
+from oubliette.core.principals import Principal
 from oubliette.project.projects import Projects
 from oubliette.schedule.schedules import Schedules
 from oubliette.session.callers import Callers

@@ -12,7 +12,7 @@ from oubliette.api.execs import Execs
 from oubliette.api.keys import RequestKeys
 from oubliette.api.live import Live
 from oubliette.api.services import Services
-from oubliette.core.model import Principal
+from oubliette.core.principals import Principal
 from oubliette.errors import OublietteError
 from oubliette.log import get_logger
 from oubliette.store import audit

@@ -20,7 +20,8 @@ from oubliette.api.frames import Cursor, Frames, frame
 from oubliette.api.metrics import STREAM_EVENTS, STREAMS_DROPPED
 from oubliette.api.shared import Shared
 from oubliette.core.limits import KIB
-from oubliette.core.model import EventRow, EventType, Json, Principal
+from oubliette.core.model import EventRow, EventType, Json
+from oubliette.core.principals import Principal
 from oubliette.errors import RequestError
 from oubliette.session.feed import Feed, Subscription
 from oubliette.store import events, sessions, trees

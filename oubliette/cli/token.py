@@ -48,7 +48,7 @@ def create_token(home: Home, name: str, scope: str, expires_in_days: float | Non
     from oubliette import clock
     from oubliette.core import tokens as values
     from oubliette.core.access import parse_scope
-    from oubliette.core.model import LOCAL
+    from oubliette.core.principals import LOCAL
     from oubliette.errors import RequestError
     from oubliette.store import projects, tokens
 

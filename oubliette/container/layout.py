@@ -16,7 +16,8 @@ from typing import Any, Literal
 
 from oubliette.agent.base import MODEL_PORT
 from oubliette.config import Config
-from oubliette.core.model import AGENT_GRANT, ContainerRow, Json, ProjectRow
+from oubliette.core.model import ContainerRow, Json, ProjectRow
+from oubliette.core.principals import AGENT_GRANT
 from oubliette.errors import ContainerError
 from oubliette.home import Home
 from oubliette.runtime.base import LABEL_PREFIX, ContainerInfo, ContainerSpec, Mount, Resources

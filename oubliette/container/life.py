@@ -29,7 +29,8 @@ from oubliette.container.layout import (
 )
 from oubliette.container.link import RelayLink
 from oubliette.container.ready import ReadyContainer
-from oubliette.core.model import AGENT_GRANT, ContainerRow, ContainerState, PlaceState, ProjectRow
+from oubliette.core.model import ContainerRow, ContainerState, PlaceState, ProjectRow
+from oubliette.core.principals import AGENT_GRANT
 from oubliette.errors import ContainerError, ContainerExited, OublietteError, RequestError
 from oubliette.runtime.base import ContainerInfo, ContainerSpec, Progress
 from oubliette.store import containers, projects, workspaces

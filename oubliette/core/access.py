@@ -8,7 +8,7 @@ from enum import IntEnum
 from types import MappingProxyType
 from typing import Literal
 
-from oubliette.core.model import Principal, Scope
+from oubliette.core.principals import Principal, Scope
 from oubliette.errors import RequestError
 
 

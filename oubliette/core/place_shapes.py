@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from oubliette.core.shapes import Actor, Counts, ErrorInfo, Object, Shape, Usage
+from oubliette.core.shape import Shape
+from oubliette.core.shapes import Actor, Counts, ErrorInfo, Object, Usage
 
 
 class Progress(Shape):

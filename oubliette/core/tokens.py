@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 from datetime import datetime, timedelta
 
-from oubliette.core.model import Json, Scope, TokenRow, rfc3339
+from oubliette.core.model import Json, rfc3339
+from oubliette.core.principals import Scope, TokenRow
 from oubliette.errors import RequestError
 
 SECRET_HEX = 64

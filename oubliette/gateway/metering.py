@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -92,6 +93,8 @@ class Meter:
         self._hold: Hold = hold_row
         self._release: Release = release_row
         self._recent: dict[str, _Recent] = {}
+        self._late: deque[Callable[[Tx], object]] = deque()
+        """Settlements that could not be written: without them what was set aside would be so for good."""
         self._wake = trio.Event()
 
     def tell(self, hold: Hold, release: Release) -> None:
@@ -160,8 +163,14 @@ class Meter:
 
     async def give_back(self, ticket: Ticket) -> None:
         """What was set aside for a request that is not sent after all."""
-        if ticket.reservation is not None:
-            await self._store.write(partial(budgets.unreserve, key=ticket.reservation))
+        if ticket.reservation is None:
+            return
+        unit = partial(budgets.unreserve, key=ticket.reservation)
+        try:
+            await self._store.write(unit)
+        except OublietteError as error:
+            log.warning("reservation_not_given_back", session_id=ticket.session_id, error=error.message)
+            self._write_later(unit)
 
     async def release_tree(self, root_id: str) -> None:
         """Nothing of that tree waits any more."""
@@ -170,16 +179,20 @@ class Meter:
 
     async def settle(self, ticket: Ticket, usage: ModelUsage, error: str | None = None) -> None:
         """Write the request's row, and a usage event now or within EVENT_SECONDS (none for a request that cost nothing
-        because it failed)."""
+        because it failed). What raises OublietteError is tried again until it is written."""
         event = self._event_now(ticket, usage) if error is None or usage.input_tokens or usage.output_tokens else None
+        unit = partial(_settled, ticket=ticket, usage=usage, error=error, at=self._now())
         try:
-            await self._store.write(
-                partial(_settled, ticket=ticket, usage=usage, error=error, event=event, at=self._now())
-            )
+            await self._store.write(partial(unit, event=event))
         except OublietteError:
+            self._write_later(partial(unit, event=None))
             if event is not None:
                 self._keep(ticket.session_id, ticket.turn, event)
             raise
+
+    def _write_later(self, unit: Callable[[Tx], object]) -> None:
+        self._late.append(unit)
+        self._wake.set()
 
     async def flush(self, session_id: str) -> None:
         """Write the usage event that waits, if any: call it before a turn's ``completion``."""
@@ -205,14 +218,25 @@ class Meter:
             while True:
                 await self._wake.wait()
                 self._wake = trio.Event()
-                while self._recent:
-                    due = min(recent.since for recent in self._recent.values()) + EVENT_SECONDS
-                    await trio.sleep_until(due)
+                while self._recent or self._late:
+                    since = min((recent.since for recent in self._recent.values()), default=trio.current_time())
+                    await trio.sleep_until(since + EVENT_SECONDS)
+                    await self._write_late()
                     await self._flush_due()
         finally:
             with trio.move_on_after(FINAL_FLUSH_SECONDS, shield=True):
+                await self._write_late()
                 for session_id in list(self._recent):
                     await self._flush_or_warn(session_id)
+
+    async def _write_late(self) -> None:
+        while self._late:
+            try:
+                await self._store.write(self._late[0])
+            except OublietteError as error:
+                log.warning("model_requests_not_settled", count=len(self._late), error=error.message)
+                return
+            self._late.popleft()
 
     async def _flush_due(self) -> None:
         now = trio.current_time()
@@ -330,8 +354,8 @@ def release_row(tx: Tx, root_id: str, at: datetime) -> None:
 def _settled(
     tx: Tx, ticket: Ticket, usage: ModelUsage, error: str | None, event: ModelUsage | None, at: datetime
 ) -> None:
-    if ticket.reservation is not None:
-        budgets.unreserve(tx, ticket.reservation)
+    if ticket.reservation is not None and not budgets.unreserve(tx, ticket.reservation):
+        return  # settled before
     model_requests.insert(
         tx,
         session_id=ticket.session_id,

@@ -146,6 +146,7 @@ class Server:
         except BaseException:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + SETTLE_SECONDS):
                 await self.meter.give_back(reserved)
+            self.lines.changed(root_id=reserved.root_id, project_id=reserved.project_id)
             raise
         return reserved
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from oubliette.core.access import covers, parse_scope
-from oubliette.core.model import AGENT_GRANT, Json, Principal, ProjectRow, Scope, TokenRow
+from oubliette.core.model import Json, ProjectRow
+from oubliette.core.principals import AGENT_GRANT, Principal, Scope, TokenRow
 from oubliette.core.tokens import ID_HEX, new_token, secret_hash
 from oubliette.errors import RequestError
 from oubliette.store import containers, projects, sessions, tokens

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from oubliette.config import Config
 from oubliette.config.models import BUILT_IN_MODELS
 from oubliette.core import access
-from oubliette.core.model import Autonomy, Json, Principal, ProjectRow, Reasoning
+from oubliette.core.model import Autonomy, Json, ProjectRow, Reasoning
+from oubliette.core.principals import Principal
 from oubliette.project.settings import effective_limits
 from oubliette.runtime.base import RuntimeReport
 

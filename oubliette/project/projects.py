@@ -16,7 +16,8 @@ from oubliette import clock
 from oubliette.config import Config
 from oubliette.core import access
 from oubliette.core.access import no_such
-from oubliette.core.model import Json, PlaceState, Principal, ProjectRow, WorkspaceRow
+from oubliette.core.model import Json, PlaceState, ProjectRow, WorkspaceRow
+from oubliette.core.principals import Principal
 from oubliette.errors import OublietteError, RequestError
 from oubliette.home import Home
 from oubliette.project import grants

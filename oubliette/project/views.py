@@ -8,7 +8,8 @@ from datetime import datetime
 
 from oubliette.config import Config
 from oubliette.core import access
-from oubliette.core.model import ContainerRow, Json, Principal, ProjectRow, WorkspaceRow, rfc3339
+from oubliette.core.model import ContainerRow, Json, ProjectRow, WorkspaceRow, rfc3339
+from oubliette.core.principals import Principal
 from oubliette.home import Home
 from oubliette.project import grants
 from oubliette.project.settings import effective_limits, masked_servers

@@ -15,7 +15,8 @@ import structlog
 import trio
 
 from oubliette.core.access import no_such
-from oubliette.core.model import Json, PlaceState, Principal, ProjectRow, SessionRow, WorkspaceRow
+from oubliette.core.model import Json, PlaceState, ProjectRow, SessionRow, WorkspaceRow
+from oubliette.core.principals import Principal
 from oubliette.errors import OublietteError, RequestError
 from oubliette.project import files, results, tree_facts
 from oubliette.project.background import Background

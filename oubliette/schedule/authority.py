@@ -6,7 +6,7 @@ from datetime import datetime
 
 from oubliette.core import access
 from oubliette.core.access import no_such
-from oubliette.core.model import Principal
+from oubliette.core.principals import Principal
 from oubliette.core.schedule_rows import PauseReason, ScheduleRow
 from oubliette.errors import RequestError
 from oubliette.store import schedules, tokens

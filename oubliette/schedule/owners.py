@@ -11,7 +11,8 @@ from typing import Final
 import trio
 
 from oubliette import clock
-from oubliette.core.model import Json, TokenRow, rfc3339
+from oubliette.core.model import Json, rfc3339
+from oubliette.core.principals import TokenRow
 from oubliette.core.schedule_rows import PauseReason, ScheduleRow
 from oubliette.errors import OublietteError
 from oubliette.log import get_logger

@@ -11,7 +11,8 @@ import trio
 
 from oubliette.config import Config
 from oubliette.core import cron
-from oubliette.core.model import Json, Principal, rfc3339
+from oubliette.core.model import Json, rfc3339
+from oubliette.core.principals import Principal
 from oubliette.core.schedule_rows import RunRow, RunStatus, ScheduleRow
 from oubliette.errors import RequestError
 from oubliette.schedule import authority, due, settings, views

@@ -8,7 +8,8 @@ from datetime import datetime
 from typing import Final
 
 from oubliette.config import Config
-from oubliette.core.model import PlaceState, Principal, Scope, SessionRow, session_id
+from oubliette.core.model import PlaceState, SessionRow, session_id
+from oubliette.core.principals import Principal, Scope
 from oubliette.core.schedule_rows import Bound, ScheduleRow, TargetRow
 from oubliette.errors import RequestError
 from oubliette.session import orders

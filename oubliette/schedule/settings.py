@@ -11,7 +11,8 @@ from oubliette.config import Config
 from oubliette.core import access, cron
 from oubliette.core.access import no_such
 from oubliette.core.limits import MAX_LINE_CHARACTERS, MAX_MESSAGE_BYTES, MAX_SCHEDULE_TARGETS
-from oubliette.core.model import Json, PlaceState, Principal
+from oubliette.core.model import Json, PlaceState
+from oubliette.core.principals import Principal
 from oubliette.core.schedule_rows import ScheduleRow, TargetRow
 from oubliette.errors import RequestError
 from oubliette.schedule.requests import (

@@ -15,17 +15,8 @@ from oubliette.core.events import (
     turn_queued_event,
 )
 from oubliette.core.limits import MAX_QUEUED_MESSAGES
-from oubliette.core.model import (
-    Autonomy,
-    Json,
-    PlaceState,
-    Principal,
-    Reasoning,
-    SessionRow,
-    SessionStatus,
-    TurnRow,
-    TurnStatus,
-)
+from oubliette.core.model import Autonomy, Json, PlaceState, Reasoning, SessionRow, SessionStatus, TurnRow, TurnStatus
+from oubliette.core.principals import Principal
 from oubliette.core.session_state import SessionEvent
 from oubliette.errors import Limit, RequestError
 from oubliette.session import budgets, caller_units
@@ -190,6 +181,9 @@ def enqueue(
         project = projects.get(tx, row.project_id)
         if project is None or project.state is PlaceState.DELETING:
             raise RequestError("conflict", "The project of this session is being deleted.")
+        parent = sessions.get(tx, row.parent_id) if row.parent_id and not row.detached else None
+        if parent is not None and parent.open and parent.ending is not None:
+            raise RequestError("conflict", "The session above it is being ended.", hint="Send the message again later.")
         check_room(tx)
         sessions.update(tx, session_id, ending=None, error=None)
         events.append(tx, session_id, replace(system_event("reopened"), ts=at))

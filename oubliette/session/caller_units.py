@@ -10,7 +10,8 @@ from typing import Any
 from oubliette.core.caller_tools import CallerTools, check_arguments, full_name
 from oubliette.core.events import system_event
 from oubliette.core.limits import MAX_CALLER_CALLS, MAX_CALLERS_PER_PROJECT, MAX_CALLERS_PER_SESSION
-from oubliette.core.model import Json, Principal, RequestKind, RequestRow, SessionRow
+from oubliette.core.model import Json, RequestKind, RequestRow, SessionRow
+from oubliette.core.principals import Principal
 from oubliette.errors import Limit, RequestError
 from oubliette.session.ask_units import open_request, resolve_request
 from oubliette.session.attenuation import caller_of

@@ -20,7 +20,8 @@ import trio
 from oubliette.config import Config
 from oubliette.core.caller_results import CallerResult
 from oubliette.core.caller_tools import full_name
-from oubliette.core.model import EventRow, EventType, Json, Principal, RequestRow
+from oubliette.core.model import EventRow, EventType, Json, RequestRow
+from oubliette.core.principals import Principal
 from oubliette.errors import OublietteError, RequestError
 from oubliette.session import caller_units
 from oubliette.session.caller_units import Asked
@@ -102,13 +103,23 @@ class Callers:
                 await self._look_for_callers()
                 task_status.started()
                 while batch := await subscription.next_batch():
-                    if subscription.overflowed:
-                        subscription.overflowed = False
-                        await self._look_at_all()
-                    for event in batch:
-                        if isinstance(event, EventRow):
-                            await self._hear(event)
+                    missed, subscription.overflowed = subscription.overflowed, False
+                    await self._follow(batch, missed=missed)
             nursery.cancel_scope.cancel("the feed was closed")
+
+    async def _follow(self, batch: Sequence[object], *, missed: bool) -> None:
+        """What the store has committed. A store that cannot be read keeps no call from its end."""
+        try:
+            if missed:
+                await self._look_at_all()
+        except OublietteError:
+            log.exception("calls of caller tools could not be looked at")
+        for event in batch:
+            if isinstance(event, EventRow):
+                try:
+                    await self._hear(event)
+                except OublietteError:
+                    log.exception("a change of caller tools was not followed", session=event.session_id)
 
     async def _hear(self, event: EventRow) -> None:
         if event.type is EventType.REQUEST_RESOLVED:
@@ -149,7 +160,8 @@ class Callers:
         finally:
             del self._waiting[asked.request_id]
             if opened and not waiting.settled.is_set():
-                await self._take_back(asked.request_id)
+                with trio.move_on_after(LAST_WRITE_SECONDS, shield=True):
+                    await self._take_back(asked.request_id)
         if waiting.result is None:
             raise RequestError("cancelled", f"The call of {whole} was ended.", hint=waiting.why)
         return waiting.result
@@ -165,18 +177,13 @@ class Callers:
         await waiting.settled.wait()
 
     async def _take_back(self, request_id: str) -> None:
-        with trio.move_on_after(LAST_WRITE_SECONDS, shield=True):
-            try:
-                await self._store.write(
-                    partial(
-                        caller_units.cancel_call,
-                        request_id=request_id,
-                        message="The agent does not wait for it any more.",
-                        at=self._now(),
-                    )
-                )
-            except OublietteError as error:
-                log.warning("the end of a caller tool's call was not noted", request=request_id, error=str(error))
+        said = "The agent does not wait for it any more."
+        try:
+            await self._store.write(
+                partial(caller_units.cancel_call, request_id=request_id, message=said, at=self._now())
+            )
+        except OublietteError as error:
+            log.warning("the end of a caller tool's call was not noted", request=request_id, error=str(error))
 
     # --- the clock of the turn
 

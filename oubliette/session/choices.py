@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from oubliette.config import BUILT_IN_MODELS, Config
-from oubliette.core.model import Autonomy, Json, Principal, ProjectRow, Reasoning, SessionRow
+from oubliette.core.model import Autonomy, Json, ProjectRow, Reasoning, SessionRow
+from oubliette.core.principals import Principal
 from oubliette.errors import Limit, RequestError
 
 

@@ -35,7 +35,20 @@ async def end_subtree(
     """End the session and all below it; returns the ids this call ended. Takes at most REST_SECONDS and two commits."""
     taken = await deps.store.write(partial(units.mark_ending, session_id=session_id, how=how, at=deps.now()))
     await finish(deps, live, [row.session_id for row in taken], session_id)
+    task = live.get(session_id)
+    if task is not None and all(row.session_id != session_id for row in taken):
+        # Somebody else ends it at this moment, or has failed to: whoever is answered finds it ended.
+        with trio.move_on_after(REST_SECONDS) as patience:
+            await task.finished.wait()
+        if patience.cancelled_caught:
+            left = await deps.store.read(partial(_marked, session_id=session_id))
+            await finish(deps, live, left, session_id)
     return [row.session_id for row in taken]
+
+
+def _marked(tx: Tx, session_id: str) -> list[str]:
+    """What of its subtree is being ended and has not ended."""
+    return [row.session_id for row in sessions.subtree(tx, session_id) if row.open and row.ending is not None]
 
 
 async def finish(

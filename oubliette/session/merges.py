@@ -15,7 +15,8 @@ from functools import partial
 import structlog
 import trio
 
-from oubliette.core.model import Json, PlaceState, Principal, SessionRow
+from oubliette.core.model import Json, PlaceState, SessionRow
+from oubliette.core.principals import Principal
 from oubliette.errors import OublietteError, RequestError
 from oubliette.project.merge import Bundle, Merged, Repository
 from oubliette.project.shares import Shares

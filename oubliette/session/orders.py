@@ -11,7 +11,8 @@ from datetime import datetime
 
 from oubliette.config import Config
 from oubliette.core import caller_tools
-from oubliette.core.model import Json, Principal, ProjectRow, SessionRow
+from oubliette.core.model import Json, ProjectRow, SessionRow
+from oubliette.core.principals import Principal
 from oubliette.errors import RequestError
 from oubliette.session import accepting, attenuation, budgets, choices, places, views
 from oubliette.session.accepting import Accepted, NewSession

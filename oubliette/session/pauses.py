@@ -70,13 +70,14 @@ class Pauses:
     async def _expire(self, root_id: str, since: datetime) -> None:
         """Nobody raised the limit in time: every turn of the tree ends."""
         due = since + timedelta(hours=budgets.HOLD_HOURS)
-        while True:
+        # Looked at again after that as well: a turn that was queued behind an ended one may keep the tree held.
+        while await self._still_held(root_id, since):
             left = (due - self._deps.now()).total_seconds()
             if left <= 0:
-                break
-            await trio.sleep(min(left, LOOK_SECONDS))
-        if not await self._still_held(root_id, since):
-            return
+                self._give_up(root_id)
+            await trio.sleep(min(left, LOOK_SECONDS) if left > 0 else LOOK_SECONDS)
+
+    def _give_up(self, root_id: str) -> None:
         log.warning("a tree was held for too long", root=root_id, hours=budgets.HOLD_HOURS)
         for session in list(self._live.values()):
             if session.driver is not None and session.driver.row.root_id == root_id:

@@ -9,15 +9,8 @@ from typing import Literal
 import structlog
 import trio
 
-from oubliette.core.model import (
-    Json,
-    Outcome,
-    Principal,
-    RequestKind,
-    RequestRow,
-    SessionRow,
-    session_id,
-)
+from oubliette.core.model import Json, Outcome, RequestKind, RequestRow, SessionRow, session_id
+from oubliette.core.principals import Principal
 from oubliette.errors import OublietteError, RequestError
 from oubliette.session import accepting, ask_units, ending, orders, units, views, waiting
 from oubliette.session.deps import Deps
@@ -134,8 +127,9 @@ class SessionTree:
 
     # --- tasks
 
-    def _start(self, row: SessionRow) -> None:
-        """Give a session its task. No checkpoint: after the commit of its row nothing comes between."""
+    def _start(self, row: SessionRow, *, new: bool = False) -> None:
+        """Give a session its task. No checkpoint: after the commit of its row nothing comes between. ``new``: it was
+        spawned just now; what its parent's end has marked it has marked as well."""
         if self._nursery is None:
             raise RuntimeError("SessionTree.run is not running")
         known = self._live.get(row.session_id)
@@ -146,7 +140,7 @@ class SessionTree:
         self._live[row.session_id] = session
         # Detached ones outlive their root too, and so may those below them: these have their tasks here.
         parent = self._live.get(row.parent_id) if row.parent_id and not row.detached else None
-        if parent is not None and not parent.finished.is_set():
+        if parent is not None and (parent.takes_turns or (new and not parent.finished.is_set())):
             parent.adopt(session)
         else:
             self._nursery.start_soon(session.run, name=f"session {row.session_id}")
@@ -197,7 +191,7 @@ class SessionTree:
             accepted, result = await self._deps.store.write(partial(_remembered, accept=accept, remember=remember))
         if accepted.workspace_created and args.workspace != "parent":
             self._begin_workspace(accepted.row.workspace_id)
-        self._start(accepted.row)
+        self._start(accepted.row, new=accepted.created)
         return result
 
     def _order(self, principal: Principal) -> orders.Order:

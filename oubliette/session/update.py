@@ -8,9 +8,10 @@ from datetime import datetime
 from typing import Any
 
 from oubliette.config import Config
-from oubliette.core.budget import Account, LimitName, microusd
+from oubliette.core.budget import MICROUSD, Account, LimitName, microusd
 from oubliette.core.events import system_event
-from oubliette.core.model import Autonomy, Json, Principal, ProjectRow, Reasoning, SessionRow, SessionStatus
+from oubliette.core.model import Autonomy, Json, ProjectRow, Reasoning, SessionRow, SessionStatus
+from oubliette.core.principals import Principal
 from oubliette.core.session_state import SessionEvent
 from oubliette.errors import Limit, RequestError
 from oubliette.project.settings import check_settings, effective_limits
@@ -109,14 +110,16 @@ def _set_limits(
             limit=Limit(name, most, now if now is not None else most),
         )
     before = {name: row.limits.get(name) for name in new}
-    if before == new:
+    money, run_limit = new.get("max_cost_usd"), budget_rows.get(tx, row.session_id).run_limit_microusd
+    of_the_run = money is not None and run_limit not in (None, microusd(money))
+    if before == new and not of_the_run:
         return
     for one in sessions.subtree(tx, row.session_id):
         limits = {name: value for name, value in {**one.limits, **new}.items() if value is not None}
         sessions.update(tx, one.session_id, limits=limits, updated_at=at)
-    money = new.get("max_cost_usd")
-    if money is not None and budget_rows.get(tx, row.session_id).run_limit_microusd is not None:
+    if of_the_run:
         budget_rows.set_run_limit(tx, row.session_id, microusd(money))
+        before["max_cost_usd"] = (run_limit or 0) / MICROUSD
     data = {"limits": _present(new), "before": _present(before), "by": principal.as_json()}
     events.append(tx, row.session_id, replace(system_event("limits_changed", data=data), ts=at))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Final
 
-from oubliette.core.model import TokenRow
+from oubliette.core.principals import TokenRow
 from oubliette.errors import RequestError
 from oubliette.store import cursors
 from oubliette.store.codec import Table, to_micros

@@ -13,7 +13,8 @@ import pytest
 import trio
 
 from oubliette import clock
-from oubliette.core.model import AGENT_GRANT, Json
+from oubliette.core.model import Json
+from oubliette.core.principals import AGENT_GRANT
 from oubliette.core.tokens import secret_hash
 from oubliette.store import audit, containers, projects, requests, tokens
 from oubliette.store.database import Tx
@@ -229,12 +230,13 @@ async def test_no_scope_moves_the_bounds_of_its_own_project(tmp_path: Path, scop
     async with open_agents(tmp_path) as agents, agents.wire() as wire:
         _, stamp = await agents.session()
         await lend(agents, scope)
-        for bound in (
+        bounds: tuple[dict[str, object], ...] = (
             {"limits": {"max_cost_usd_per_day": None}},
             {"autonomy": "off"},
             {"permissions": {"bash": "allow"}},
             {"disabled_tools": []},
-        ):
+        )
+        for bound in bounds:
             asked = {"action": "update", "project_id": PROJECT, **bound}
             await refused(wire, "project", stamp, "permission_denied", "own project", **asked)
         told = await did(wire, "project", stamp, action="update", project_id=PROJECT, description="tidied")

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from oubliette.api.tools import progress
 from oubliette.api.tools.registry import Call
 from oubliette.core.limits import MAX_WAIT_SECONDS, MAX_WAIT_WITH_PROGRESS_SECONDS, PROGRESS_SECONDS
-from oubliette.core.model import LOCAL
+from oubliette.core.principals import LOCAL
 from oubliette.launcher import OWN_SERVER_TIMEOUT_MS
 from tests.api.agent_world import calling, open_agents
 

@@ -8,7 +8,7 @@ import trio.testing
 
 from oubliette.api.live import Live, Origin
 from oubliette.core.limits import STREAMS_IN_ALL, STREAMS_PER_TOKEN
-from oubliette.core.model import Principal, Scope
+from oubliette.core.principals import Principal, Scope
 from oubliette.errors import RequestError
 
 ADMIN = Principal("token", "tok_a", "admin", Scope("admin"))

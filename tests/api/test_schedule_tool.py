@@ -12,7 +12,8 @@ import trio
 
 from oubliette import clock
 from oubliette.core import access, place_shapes
-from oubliette.core.model import Json, PlaceState, Principal, ProjectRow, Scope, WorkspaceRow
+from oubliette.core.model import Json, PlaceState, ProjectRow, WorkspaceRow
+from oubliette.core.principals import Principal, Scope
 from oubliette.errors import RequestError
 from oubliette.store import projects, schedules, workspaces
 from oubliette.store.database import Tx

@@ -18,7 +18,8 @@ from oubliette.api import streams
 from oubliette.api.frames import Frames, sent_shape
 from oubliette.api.streams import StreamArgs, pieces, session_stream
 from oubliette.core.limits import EVENT_SENT_BYTES, STREAM_BACKLOG_EVENTS, STREAMS_PER_TOKEN
-from oubliette.core.model import EventRow, EventType, NewEvent, Principal, Scope
+from oubliette.core.model import EventRow, EventType, NewEvent
+from oubliette.core.principals import Principal, Scope
 from oubliette.store import events, sessions
 from tests.api.world import PROJECT, Doors, Sse, open_doors, read_sse
 

@@ -17,7 +17,7 @@ from oubliette.api.tools.registry import Action, Registry, Tool
 from oubliette.api.tools.schema import ToolSchema
 from oubliette.api.tools.table import TOOLS
 from oubliette.core import access
-from oubliette.core.model import Principal, Scope
+from oubliette.core.principals import Principal, Scope
 from oubliette.store import requests
 from tests.api.rpc import open_rpc
 from tests.api.world import PROJECT, WORKSPACE, Doors

@@ -12,7 +12,7 @@ import trio
 from oubliette.api.shared import Shared
 from oubliette.api.tools import workspace as tool
 from oubliette.api.tools.registry import Call
-from oubliette.core.model import Principal, Scope
+from oubliette.core.principals import Principal, Scope
 from oubliette.store import workspaces
 from tests.api.agent_world import open_agents
 from tests.api.test_workspace_tool import refused, tree

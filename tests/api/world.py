@@ -21,7 +21,8 @@ from oubliette import clock
 from oubliette.api.api import run_api
 from oubliette.api.services import Services
 from oubliette.config import Config
-from oubliette.core.model import Json, TokenRow
+from oubliette.core.model import Json
+from oubliette.core.principals import TokenRow
 from oubliette.core.tokens import secret_hash
 from oubliette.errors import ContainerExited
 from oubliette.home import Home

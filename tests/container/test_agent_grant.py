@@ -7,7 +7,8 @@ from pathlib import Path
 
 import trio
 
-from oubliette.core.model import AGENT_GRANT, Json
+from oubliette.core.model import Json
+from oubliette.core.principals import AGENT_GRANT
 from oubliette.store import projects
 from tests.container.fakes import World, fake, world
 from tests.relay.harness import PATIENCE, until

@@ -16,7 +16,7 @@ from oubliette.core.access import (
     parse_scope,
     require_known,
 )
-from oubliette.core.model import LOCAL, Principal, Scope
+from oubliette.core.principals import LOCAL, Principal, Scope
 from oubliette.errors import RequestError
 
 P = "7b1c0000-0000-4000-8000-000000000001"

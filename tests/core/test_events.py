@@ -17,7 +17,8 @@ from oubliette.core.model import (
     RequestRow,
     SessionStatus,
 )
-from oubliette.core.shapes import Event, dump
+from oubliette.core.shape import dump
+from oubliette.core.shapes import Event
 
 AT = datetime(2026, 11, 22, 8, 15, 40, 2999, tzinfo=UTC)
 BY = {"kind": "token", "id": "tok_1", "name": "phone"}

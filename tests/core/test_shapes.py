@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from oubliette.core import place_shapes, shapes
-from oubliette.core.shapes import Shape, dump, output_schema
+from oubliette.core.shape import Shape, dump, output_schema
 
 ALL = sorted(
     {

@@ -26,7 +26,7 @@ from oubliette.errors import RequestError, StoreError
 from oubliette.gateway.metering import EVENT_SECONDS, Estimate, Meter, Ticket, charged
 from oubliette.gateway.models import Wire, all_models, resolve
 from oubliette.gateway.usage import Reported
-from oubliette.store import containers, events, projects, sessions, turns, workspaces
+from oubliette.store import budgets, containers, events, projects, sessions, turns, workspaces
 from tests.gateway.world import ALIASES, AT, KEY, MODELS, World, add_session, open_world
 
 SMALL = Estimate(10, 10)
@@ -320,6 +320,30 @@ async def test_an_event_that_could_not_be_written_is_kept(world: World, monkeypa
             await world.meter.flush("gogol_1")
     await world.meter.flush("gogol_1")
     assert [one["requests"] for one in usage_events(world)] == [1]
+
+
+async def test_what_was_set_aside_does_not_stay_so_when_its_settlement_cannot_be_written(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(unit: object) -> None:
+        raise StoreError("full")
+
+    async def reserved() -> Ticket:
+        ticket = await world.meter.reserve(await admit(world))
+        assert isinstance(ticket, Ticket)
+        return ticket
+
+    sent, given_back = await reserved(), await reserved()
+    with monkeypatch.context() as patch:
+        patch.setattr(world.store, "write", broken)
+        with pytest.raises(StoreError):
+            await world.meter.settle(sent, ONE)
+        await world.meter.give_back(given_back)
+    assert await world.rows() == []
+    with trio.fail_after(EVENT_SECONDS + 5):
+        while (await world.store.read(partial(budgets.tree_reserved, root_id="gogol_1")))[0]:
+            await trio.sleep(0.02)  # the service tries again
+    assert [row["cost_microusd"] for row in await world.rows()] == [ONE.cost_microusd]
 
 
 async def test_what_waits_when_the_service_ends_is_written(tmp_path: Path) -> None:

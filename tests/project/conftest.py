@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from oubliette.config import Config
-from oubliette.core.model import LOCAL, Principal, Scope
+from oubliette.core.principals import LOCAL, Principal, Scope
 from oubliette.home import Home
 from oubliette.project.projects import Neighbours, Projects
 from oubliette.store.database import Store, open_store

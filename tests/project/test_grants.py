@@ -10,7 +10,8 @@ import pytest
 
 from oubliette import clock
 from oubliette.core.access import parse_scope
-from oubliette.core.model import ContainerRow, ContainerState, Principal, ProjectRow, TokenRow
+from oubliette.core.model import ContainerRow, ContainerState, ProjectRow
+from oubliette.core.principals import Principal, TokenRow
 from oubliette.core.tokens import token_shape
 from oubliette.errors import RequestError
 from oubliette.project import grants

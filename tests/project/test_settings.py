@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from oubliette.config import Config
-from oubliette.core.model import LOCAL, PlaceState, ProjectRow
+from oubliette.core.model import PlaceState, ProjectRow
+from oubliette.core.principals import LOCAL
 from oubliette.errors import RequestError
 from oubliette.project.contents import git_credential
 from oubliette.project.options import project_options

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import pytest
 import trio
@@ -16,7 +17,7 @@ from oubliette.errors import RequestError
 from oubliette.schedule.requests import ScheduleArgs, ScheduleChanges, TargetArgs
 from oubliette.store import runs, schedules, sessions
 from oubliette.store.database import Tx
-from tests.schedule.world import ADMIN, PROJECT, Place, open_place
+from tests.schedule.world import ADMIN, PROJECT, START, Place, open_place
 
 MANY = 500
 CALL_SECONDS = 1.0
@@ -70,6 +71,25 @@ async def test_five_hundred_due_at_once_are_all_claimed_once_while_the_daemon_an
         assert len({(run.schedule_id, run.planned_at) for run in found}) == MANY
         assert sum(len(turns) for turns in place.sessions.agent.turns.values()) == MANY
         assert slowest < 5 * CALL_SECONDS, f"a call took {slowest:.2f} s"
+
+
+class _Listening:
+    """A unit's ``tx`` that only notes what it would do."""
+
+    statement = ""
+
+    def run(self, statement: str, *_args: object) -> int:
+        self.statement = statement
+        return 0
+
+
+async def test_cancelling_what_waits_looks_at_open_runs_alone_however_long_the_history_is(tmp_path: Path) -> None:
+    listening = _Listening()
+    runs.cancel_waiting(cast("Tx", listening), "sched_1", reason="paused", at=START)
+    async with open_place(tmp_path) as place:
+        asked = ("paused", 1, "sched_1", None)
+        plan = await place.sessions.store.read(lambda tx: tx.rows(f"EXPLAIN QUERY PLAN {listening.statement}", *asked))
+    assert [row[3] for row in plan] == ["SCAN runs USING INDEX runs_open"]
 
 
 async def test_over_the_limit_of_open_sessions_runs_wait_for_room(tmp_path: Path) -> None:

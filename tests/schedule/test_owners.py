@@ -11,7 +11,7 @@ from pathlib import Path
 
 import trio
 
-from oubliette.core.model import TokenRow
+from oubliette.core.principals import TokenRow
 from oubliette.core.schedule_rows import ScheduleRow, TargetRow
 from oubliette.schedule.owners import notice_of, run_owners
 from oubliette.store import schedules, tokens, webhooks

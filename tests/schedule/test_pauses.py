@@ -6,7 +6,8 @@ from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
-from oubliette.core.model import LOCAL, Json, Principal, Scope, TokenRow
+from oubliette.core.model import Json
+from oubliette.core.principals import LOCAL, Principal, Scope, TokenRow
 from oubliette.schedule.requests import ScheduleChanges, TargetArgs
 from oubliette.store import projects, schedules, tokens, webhooks
 from oubliette.store.database import Tx

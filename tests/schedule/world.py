@@ -13,7 +13,8 @@ import trio
 import trio.testing
 
 from oubliette import clock
-from oubliette.core.model import Json, PlaceState, Principal, ProjectRow, Scope, TokenRow, WorkspaceRow
+from oubliette.core.model import Json, PlaceState, ProjectRow, WorkspaceRow
+from oubliette.core.principals import Principal, Scope, TokenRow
 from oubliette.core.schedule_rows import RunRow, ScheduleRow, TargetRow
 from oubliette.schedule.requests import ScheduleArgs, TargetArgs
 from oubliette.schedule.scheduler import Scheduler

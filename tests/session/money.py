@@ -12,7 +12,8 @@ from typing import Any
 
 import trio
 
-from oubliette.core.model import EventType, Json, ModelUsage, Principal
+from oubliette.core.model import EventType, Json, ModelUsage
+from oubliette.core.principals import Principal
 from oubliette.gateway.lines import Lines
 from oubliette.gateway.metering import Meter, Ticket
 from oubliette.gateway.models import resolve

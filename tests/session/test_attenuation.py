@@ -12,7 +12,8 @@ import pytest
 import trio
 
 from oubliette.agent.permissions import is_covered
-from oubliette.core.model import Autonomy, Outcome, Principal, Scope, SessionStatus
+from oubliette.core.model import Autonomy, Outcome, SessionStatus
+from oubliette.core.principals import Principal, Scope
 from oubliette.errors import RequestError
 from oubliette.session.requests import MessageArgs, SpawnArgs, TurnArgs
 from oubliette.store import requests, sessions, turns

@@ -14,6 +14,7 @@ from oubliette.core.model import EventType, Outcome, Reason, SessionStatus
 from oubliette.errors import RequestError
 from oubliette.session import budgets, pauses
 from oubliette.session.requests import MessageArgs, RunBudget, SpawnArgs, TurnArgs
+from oubliette.store import budgets as rows
 from tests.session.money import Moment, Money, open_money
 from tests.session.world import ADMIN, PROJECT
 
@@ -189,6 +190,41 @@ async def test_after_a_day_of_waiting_every_turn_of_the_tree_ends_for_its_budget
             assert (await money.world.row(one)).reason is Reason.BUDGET
         await money.waiting(0)
         assert (await money.world.row(other)).status is SessionStatus.RUNNING
+
+
+async def test_a_tree_that_is_still_held_after_a_day_is_given_up_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A message that was queued behind an ended turn may begin before the others have ended."""
+    monkeypatch.setattr(pauses, "LOOK_SECONDS", 0.01)
+    stopped: list[Outcome] = []
+    enough = trio.Event()
+
+    class Working:
+        driver: Any = None
+
+        def stop_turn(self, outcome: Outcome, reason: Reason, *, kill: bool) -> None:
+            stopped.append(outcome)
+            if len(stopped) == 3:
+                enough.set()
+
+    async with open_money(tmp_path, limits=DOLLARS) as money, trio.open_nursery() as nursery:
+        root = await at_work(money)
+        working: Any = Working()
+        working.driver = type("Driver", (), {"row": await money.world.row(root), "hold": lambda self, held: None})()
+        held = pauses.Pauses(money.world.deps, {root: working})
+        long_ago = money.moment.now() - timedelta(hours=25)
+        why = {"name": "max_cost_usd", "limit": 0.01, "used": 0.01, "needed": 0.01}
+        await money.world.store.write(lambda tx: rows.hold(tx, root, why, long_ago))
+        await nursery.start(held.run)
+        with trio.fail_after(5):
+            await enough.wait()
+        await money.world.store.write(lambda tx: held.release(tx, root, money.moment.now()))
+        with trio.fail_after(5):
+            while held._nursery is not None and held._nursery.child_tasks:
+                await trio.sleep(0.01)  # it looks at the row
+        assert set(stopped) == {Outcome.BUDGET}
+        nursery.cancel_scope.cancel()
 
 
 async def test_a_released_tree_is_not_given_up_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -375,6 +411,24 @@ async def test_a_run_counts_from_its_own_beginning_and_has_its_own_limit(tmp_pat
         assert await money.budget(one) != await money.budget("no such tree")
         left = await money.world.store.read(lambda tx: budgets.remaining(tx, one))
         assert [(account.limit, account.used) for account in left.values()] == [(9_000, 0)], "the tree's own limit"
+
+
+async def test_the_limit_of_a_run_can_be_raised_to_that_of_the_tree(tmp_path: Path) -> None:
+    async with open_money(tmp_path, limits=DOLLARS) as money:
+        one = await money.world.new("say hello")
+        await money.world.settle(one)
+        run = TurnArgs("sleep", run_budget=RunBudget(0.004))
+        await money.world.tree.message(ADMIN, MessageArgs(run, one))
+        await money.world.until(one, "running")
+        await money.ask(one, 3_000)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(money.ask, one, 3_000)
+            await money.world.until(one, "paused")
+            assert (await money.update(one, limits={"max_cost_usd": 0.01}))["status"] == "running"
+            await money.waiting(0)
+        [changed] = [event.body for event in await money.world.log(one) if event.type is EventType.SYSTEM]
+        assert changed["data"]["before"] == {"max_cost_usd": 0.004}
+        assert changed["data"]["limits"] == {"max_cost_usd": 0.01}
 
 
 # Prices that nobody knows

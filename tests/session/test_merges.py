@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import trio
 
-from oubliette.core.model import Json, PlaceState, Principal, Scope
+from oubliette.core.model import Json, PlaceState
+from oubliette.core.principals import Principal, Scope
 from oubliette.errors import RequestError, StoreError
 from oubliette.project import merge as project_merge
 from oubliette.runtime.base import ExecResult

@@ -11,7 +11,8 @@ import pytest
 import trio
 
 from oubliette import clock
-from oubliette.core.model import PlaceState, Principal, Scope, WorkspaceRow
+from oubliette.core.model import PlaceState, WorkspaceRow
+from oubliette.core.principals import Principal, Scope
 from oubliette.errors import RequestError
 from oubliette.session import places
 from oubliette.store import projects, workspaces

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from oubliette.core.model import Principal, Scope, SessionStatus
+from oubliette.core.model import SessionStatus
+from oubliette.core.principals import Principal, Scope
 from oubliette.errors import RequestError
 from oubliette.session.requests import MessageArgs, TurnArgs
 from oubliette.store import sessions

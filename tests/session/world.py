@@ -13,19 +13,8 @@ import trio
 
 from oubliette import clock
 from oubliette.config import Config
-from oubliette.core.model import (
-    EventRow,
-    EventType,
-    Json,
-    PlaceState,
-    Principal,
-    ProjectRow,
-    Scope,
-    SessionRow,
-    TokenRow,
-    TurnRow,
-    WorkspaceRow,
-)
+from oubliette.core.model import EventRow, EventType, Json, PlaceState, ProjectRow, SessionRow, TurnRow, WorkspaceRow
+from oubliette.core.principals import Principal, Scope, TokenRow
 from oubliette.session.caller_entries import CallerEntries
 from oubliette.session.callers import Callers
 from oubliette.session.deps import Deps

@@ -15,9 +15,9 @@ from oubliette.core.model import (
     PlaceState,
     RequestKind,
     RequestRow,
-    TokenRow,
     TurnStatus,
 )
+from oubliette.core.principals import TokenRow
 from oubliette.errors import RequestError, StoreError
 from oubliette.store import (
     audit,

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Final
 from oubliette.api.tools.fields import Args, invalid
 from oubliette.api.tools.schedule_targets import check_schedule, check_targets
 from oubliette.core import access
-from oubliette.core.model import Principal, ProjectRow, SessionRow, WorkspaceRow
+from oubliette.core.model import ProjectRow, SessionRow, WorkspaceRow
+from oubliette.core.principals import Principal
 from oubliette.errors import RequestError
 from oubliette.session import places
 from oubliette.store import projects, requests, sessions, workspaces

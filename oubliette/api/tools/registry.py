@@ -24,7 +24,8 @@ from oubliette.api.tools.gate import NOWHERE, Place, Target, locate
 from oubliette.api.tools.schema import ToolSchema, input_schema, output_schema, usable
 from oubliette.core import access
 from oubliette.core.limits import RESULT_CHARACTERS
-from oubliette.core.model import Json, Principal
+from oubliette.core.model import Json
+from oubliette.core.principals import Principal
 from oubliette.errors import RequestError
 from oubliette.log import get_logger
 

@@ -13,7 +13,7 @@ from oubliette.api.tools.fields import invalid, is_id, shown
 from oubliette.core import access
 from oubliette.core.access import Need
 from oubliette.core.limits import MAX_SCHEDULE_TARGETS
-from oubliette.core.model import Principal
+from oubliette.core.principals import Principal
 from oubliette.errors import RequestError
 from oubliette.schedule.requests import TargetArgs
 from oubliette.store import projects, schedules, workspaces

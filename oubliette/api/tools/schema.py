@@ -17,7 +17,8 @@ from pydantic import BaseModel
 
 from oubliette.api.tools.arguments import FieldSpec, field_specs
 from oubliette.api.tools.fields import Args, WriteArgs
-from oubliette.core.model import Json, Principal
+from oubliette.core.model import Json
+from oubliette.core.principals import Principal
 
 if TYPE_CHECKING:
     from oubliette.api.tools.registry import Action

@@ -13,8 +13,9 @@ from oubliette.api.tools.fields import Args, Cursor, Doc, Line, PageSize, WriteA
 from oubliette.api.tools.registry import Action, Call, Tool
 from oubliette.core import access
 from oubliette.core.limits import DEFAULT_PAGE
-from oubliette.core.model import Json, TokenRow
+from oubliette.core.model import Json
 from oubliette.core.place_shapes import Token, TokenList
+from oubliette.core.principals import TokenRow
 from oubliette.core.tokens import ID_HEX, SECRET_HEX, new_token, secret_hash, secret_of, token_shape
 from oubliette.errors import RequestError
 from oubliette.store import projects, tokens

@@ -57,6 +57,7 @@ from oubliette.session.feed import Feed
 from oubliette.session.tree import SessionTree
 from oubliette.store import meta, tokens
 from oubliette.store.database import Store, Tx, open_store
+from oubliette.supervision import Supervisor
 from oubliette.toolbox import Toolbox
 from oubliette.webhooks.webhooks import Webhooks
 
@@ -147,6 +148,7 @@ class _Daemon:
         self._choice = choice
         self._wall = wall
         self._stopping = False
+        self.supervisor = Supervisor()
         self.toolbox = Toolbox(home)
         self.meter = Meter(store, config)
         self.gateway = Gateway(config, self.meter)
@@ -226,23 +228,25 @@ class _Daemon:
             version=version("oubliette"),
             readiness=self._readiness,
             about=self._about,
+            supervisor=self.supervisor,
         )
 
     async def run(self, stop: trio.Event, task_status: trio.TaskStatus[Running]) -> None:
         """The tiers, by nesting."""
         secret = await self._cli_token()
         async with trio.open_nursery() as base:
-            await base.start(self.meter.run)
-            await base.start(self.webhooks.run)
-            await base.start(self.gateway.run)
+            await base.start(self.supervisor.of("usage events", self.meter.run))
+            await base.start(self.supervisor.of("webhooks", self.webhooks.run))
+            await base.start(self.supervisor.of("budgets", self.gateway.run))
             await base.start(self.containers.run)
             base.start_soon(self.toolbox.warm)
             async with trio.open_nursery() as sessions:
                 await sessions.start(self.tree.run)
                 await sessions.start(self.projects.run)
                 async with trio.open_nursery() as schedules:
-                    await schedules.start(run_owners, self._store, self._wall.now)
-                    await schedules.start(self.scheduler.run)
+                    owners = partial(run_owners, self._store, self._wall.now)
+                    await schedules.start(self.supervisor.of("owners of schedules", owners))
+                    await schedules.start(self.supervisor.of("schedules", self.scheduler.run))
                     async with trio.open_nursery() as doors:
                         doing = partial(run_api, self.services, shutdown=stop, agents=self.agents)
                         addresses = await doors.start(doing)
@@ -315,6 +319,8 @@ class _Daemon:
             return "no_toolkit"
         if missing_room(self._home.data):
             return "storage_full"
+        if self.supervisor.failing:
+            return "degraded"
         return None
 
     def _about(self) -> Json:

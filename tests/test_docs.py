@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from oubliette.cli.main import app
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 _LINK = re.compile(r"\]\(([^)#:]+?)(#[^)]*)?\)")
+_HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 _COMMAND = re.compile(r"^\$ oubliette (?:--dir \S+ )?([a-z]+)(?: ([a-z]+))?", re.MULTILINE)
 
 
@@ -26,6 +28,30 @@ def test_what_is_generated_is_fresh() -> None:
 def test_links_lead_somewhere(page: Path) -> None:
     dead = [link for link, _anchor in _LINK.findall(page.read_text()) if not (page.parent / link).exists()]
     assert dead == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_to_a_heading_find_it(page: Path) -> None:
+    for link, anchor in _LINK.findall(page.read_text()):
+        if anchor:
+            headings = _HEADING.findall((page.parent / link).read_text())
+            assert anchor[1:] in [re.sub(r"[^\w -]", "", one.lower()).replace(" ", "-") for one in headings]
+
+
+def test_the_index_leads_to_every_page() -> None:
+    listed = {link for link, _anchor in _LINK.findall((ROOT / "docs" / "index.md").read_text())}
+    assert {page.name for page in (ROOT / "docs").glob("*.md")} - {"index.md"} <= listed
+    decisions = ROOT / "docs" / "decisions"
+    listed = {link for link, _anchor in _LINK.findall((decisions / "README.md").read_text())}
+    assert {page.name for page in decisions.glob("*.md")} - {"README.md"} == listed
+
+
+def test_each_dependency_has_its_line() -> None:
+    page = (ROOT / "docs" / "dependencies.md").read_text()
+    rows = re.findall(r"^\| ([a-z][^|]*?)(?: \(Linux\))? \|", page.partition("## Reading JSON")[0], re.MULTILINE)
+    named = {name for row in rows for name in row.split(", ")} - {"package"}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert named == {re.split(r"[<>=;]", one)[0].strip() for one in project["dependencies"]}
 
 
 def test_commands_in_the_documentation_exist() -> None:

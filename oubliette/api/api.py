@@ -60,8 +60,8 @@ async def open_api(
     api = Api(shared, desk, mcp, Door(shared, make_routes(desk, firehose), mcp))  # type: ignore[arg-type]  # ASGI
     async with mcp.manager.run(), trio.open_nursery() as nursery:
         await nursery.start(shared.run)
-        await nursery.start(firehose.run, services.feed)
-        await nursery.start(notifier.run, services.feed)
+        await nursery.start(services.supervisor.of("event stream of everything", partial(firehose.run, services.feed)))
+        await nursery.start(services.supervisor.of("notifications", partial(notifier.run, services.feed)))
         ending: set[str] = set()
 
         def end(principal_id: str) -> None:

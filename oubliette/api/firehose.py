@@ -80,6 +80,7 @@ class Firehose:
     async def run(self, feed: Feed, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """A service; ends when the feed is closed."""
         with feed.subscribe(lambda event: event.type in THIN) as subscription:
+            self._skip()  # started again after a failure: what came meanwhile was missed
             task_status.started()
             while batch := await subscription.next_batch():
                 if subscription.overflowed:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -20,6 +20,7 @@ from oubliette.session.merges import Merges
 from oubliette.session.requests import MessageArgs, SpawnArgs
 from oubliette.session.update import UpdateArgs
 from oubliette.store.database import Store, Tx
+from oubliette.supervision import Supervisor
 
 if TYPE_CHECKING:
     from oubliette.container.ready import ReadyContainer
@@ -94,4 +95,5 @@ class Services:
     """None when ready, else the reason that ``/ready`` gives."""
     about: Callable[[], Json] = dict
     """``runtimes`` and ``versions`` for ``project options``."""
+    supervisor: Supervisor = field(default_factory=Supervisor)
     now: Callable[[], datetime] = clock.now

@@ -48,7 +48,7 @@ class Shared:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """The services: tokens are watched, the audit trail is written. What is queued at the end is still written."""
         async with trio.open_nursery() as nursery:
-            await nursery.start(self.auth.watch)
+            await nursery.start(self.services.supervisor.of("watch over tokens", self.auth.watch))
             await nursery.start(self.keys.run)
             await nursery.start(self.execs.run)
             nursery.start_soon(self._write_audit)

@@ -96,7 +96,7 @@ class ContainerDefaults(Section):
     pids: Count = 1024
     """Processes and threads."""
     disk: Size = 20 << 30
-    """Disk, e.g. `"20g"`. Not enforced yet."""
+    """Disk, e.g. `"20g"`. Copies of workspaces are held to it; containers are not yet."""
     network: Literal["none", "bridge"] | None = None
     """`none`: no network but the model gateway. Without it the runtime's default: `bridge`, under bubblewrap `none`."""
 

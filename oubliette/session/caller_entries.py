@@ -47,7 +47,7 @@ class CallerEntries:
     async def ready(self, container: ReadyContainer, row: SessionRow, turn: TurnRow, directory: str) -> None:
         """Returns when the agent can offer the session what its callers declared. A server that cannot be had is an
         ``error`` event of the turn, which goes on without. Raises AgentUnreachable."""
-        own, _, _, servers = await self._store.read(partial(_callers, config=self._config, row=row))
+        own, wanted, stamped, servers = await self._store.read(partial(_callers, config=self._config, row=row))
         for caller_id in [one for one in own if clashing(one, servers)]:
             del own[caller_id]
             why = "the project has got an MCP server of that name"
@@ -56,8 +56,6 @@ class CallerEntries:
             return
         lock = self._locks.setdefault(container, trio.Lock())
         async with lock:
-            # Once more: whoever had the lock before may have brought a caller that was not there at the first look.
-            _, wanted, stamped, servers = await self._store.read(partial(_callers, config=self._config, row=row))
             await container.put_file(STAMPED_FILE, json.dumps(stamped).encode())
             present = await container.agent.mcp_servers(directory)
             for caller_id in own:

@@ -28,7 +28,8 @@ class CallerToolsRow:
 
 _ROWS = Table("caller_tools", CallerToolsRow)
 _REQUESTS = Table("requests", RequestRow)
-_OPEN = "SELECT session_id FROM sessions WHERE project_id = ? AND status NOT IN ('completed', 'failed', 'cancelled')"
+_OPEN = "SELECT session_id FROM sessions WHERE +project_id = ? AND status NOT IN ('completed', 'failed', 'cancelled')"
+"""The plus keeps SQLite to the index of open sessions: a project has many more that have ended."""
 
 
 def put(tx: Tx, row: CallerToolsRow) -> None:
@@ -55,7 +56,7 @@ def of_principal(tx: Tx, principal_id: str) -> list[CallerToolsRow]:
 
 def in_place(tx: Tx, project_id: str, workspace_id: str | None, caller_id: str) -> list[CallerToolsRow]:
     """Of the open sessions of a workspace (None: of the project), the newest declaration first."""
-    where = "" if workspace_id is None else " AND workspace_id = ?"
+    where = "" if workspace_id is None else " AND +workspace_id = ?"
     return _ROWS.list(
         tx,
         f"WHERE t.caller_id = ? AND t.session_id IN ({_OPEN}{where}) ORDER BY t.declared_at DESC, t.session_id",
@@ -67,7 +68,7 @@ def in_place(tx: Tx, project_id: str, workspace_id: str | None, caller_id: str) 
 
 def caller_ids(tx: Tx, project_id: str, workspace_id: str | None = None) -> list[str]:
     """Everybody who has tools in an open session of the project, or of one workspace of it."""
-    where = "" if workspace_id is None else " AND workspace_id = ?"
+    where = "" if workspace_id is None else " AND +workspace_id = ?"
     found = tx.rows(
         f"SELECT DISTINCT caller_id FROM caller_tools WHERE session_id IN ({_OPEN}{where}) ORDER BY caller_id",
         project_id,
@@ -93,7 +94,7 @@ def ended_principals(tx: Tx, at: datetime) -> list[str]:
 
 def pending_calls(tx: Tx, session_id: str | None = None) -> list[RequestRow]:
     """Calls that nobody has answered yet, oldest first: of one session, or all."""
-    where = "" if session_id is None else " AND t.session_id = ?"
+    where = "" if session_id is None else " AND +t.session_id = ?"
     return _REQUESTS.list(
         tx,
         f"WHERE t.kind = 'caller_tool' AND t.resolution IS NULL{where} ORDER BY t.created_at, t.request_id",

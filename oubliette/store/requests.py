@@ -31,8 +31,9 @@ def by_agent_ref(tx: Tx, session_id: str, agent_ref: str) -> RequestRow | None:
 
 def pending(tx: Tx, session_id: str) -> list[RequestRow]:
     """Unresolved, oldest first."""
+    # The plus keeps SQLite to the index of what is pending: a session may have many more that were settled.
     return _REQUESTS.list(
-        tx, "WHERE t.session_id = ? AND t.resolution IS NULL ORDER BY t.created_at, t.request_id", session_id
+        tx, "WHERE +t.session_id = ? AND t.resolution IS NULL ORDER BY t.created_at, t.request_id", session_id
     )
 
 

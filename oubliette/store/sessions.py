@@ -217,9 +217,11 @@ def by_agent_id(tx: Tx, project_id: str, workspace_id: str | None, agent_session
 
 def open_in_place(tx: Tx, project_id: str, workspace_id: str | None) -> list[SessionRow]:
     """Open sessions that live in that place, oldest first."""
+    # The pluses keep SQLite to the index of open sessions: a project has many more that have ended.
     return _SESSIONS.list(
         tx,
-        f"WHERE t.project_id = ? AND (? IS NULL OR t.workspace_id = ?) AND {_OPEN} ORDER BY t.created_at, t.session_id",
+        f"WHERE +t.project_id = ? AND (? IS NULL OR +t.workspace_id = ?) AND {_OPEN}"
+        " ORDER BY +t.created_at, t.session_id",
         project_id,
         workspace_id,
         workspace_id,

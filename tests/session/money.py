@@ -52,7 +52,8 @@ class Money:
     asking: dict[str, set[trio.CancelScope]] = field(default_factory=dict)
 
     async def ask(self, session_id: str, tokens: int, used: int | None = None) -> None:
-        """One request of that session: may write ``tokens``, and writes ``used`` [all of them]. Cut with its turn."""
+        """One request of that session: may write ``tokens``, and writes ``used`` [all of them], as far as it got
+        them. Cut with its turn."""
         row = await self.world.row(session_id)
         model = resolve(self.world.deps.config, "priced")
         ticket = Ticket(session_id, row.root_id, row.project_id, row.turn, model, asked_output_tokens=tokens)
@@ -60,7 +61,7 @@ class Money:
             self.asking.setdefault(session_id, set()).add(scope)
             try:
                 reserved = await self.queue.through(ticket)
-                wrote = tokens if used is None else used
+                wrote = min(tokens if used is None else used, reserved.output_tokens)
                 usage = ModelUsage(requests=1, output_tokens=wrote, cost_microusd=wrote)
                 with trio.CancelScope(shield=True):
                     await self.meter.settle(reserved, usage)

@@ -13,9 +13,9 @@ import trio
 from oubliette.core.caller_results import result_of
 from oubliette.core.caller_tools import declaration
 from oubliette.core.model import EventType, RequestRow
-from oubliette.errors import RequestError
+from oubliette.errors import RequestError, StoreError
 from oubliette.session.requests import MessageArgs, SpawnArgs, TurnArgs
-from oubliette.store import requests
+from oubliette.store import caller_tools, requests
 from tests.session.world import ADMIN, PROJECT, World, open_world
 from tests.sweep import Check, Cut, Operation, cancel_sweep
 
@@ -109,6 +109,30 @@ async def test_events_that_were_missed_are_made_up_for(tmp_path: Path, monkeypat
             nursery.start_soon(call)
             await waiting(world, session_id)
             monkeypatch.setattr("oubliette.session.feed.STREAM_BACKLOG_EVENTS", 0)
+            with trio.fail_after(10):
+                await world.tree.interrupt(ADMIN, session_id)
+
+
+async def test_a_store_that_cannot_be_read_for_a_moment_keeps_no_call_from_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_world(tmp_path) as world:
+        session_id = await at_work(world)
+
+        def unreadable(_tx: object) -> list[str]:
+            raise StoreError("read from the store: the disk is gone")
+
+        with monkeypatch.context() as broken:
+            broken.setattr(caller_tools, "principals", unreadable)
+            await at_work(world)  # offers tools as well
+        async with trio.open_nursery() as nursery:
+
+            async def call() -> None:
+                with pytest.raises(RequestError, match="was ended"):
+                    await world.tree.callers.call(session_id, "ide", "open_file", {})
+
+            nursery.start_soon(call)
+            await waiting(world, session_id)
             with trio.fail_after(10):
                 await world.tree.interrupt(ADMIN, session_id)
 

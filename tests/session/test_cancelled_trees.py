@@ -12,10 +12,11 @@ from typing import Literal
 
 import pytest
 import trio
+import trio.testing
 
-from oubliette.core.model import EventType, Outcome, SessionRow, SessionStatus
-from oubliette.errors import RequestError
-from oubliette.session import units
+from oubliette.core.model import EventType, Json, Outcome, SessionRow, SessionStatus
+from oubliette.errors import RequestError, StoreError
+from oubliette.session import ending, units
 from oubliette.store import events, sessions
 from oubliette.store.database import Tx
 from tests.session.fakes import FakeAgent
@@ -209,3 +210,77 @@ async def test_a_daemon_that_stops_at_any_step_of_a_cancel_finishes_it_when_it_s
         assert await cancel_sweep(subject, every=3) >= 10
         assert len(gone_on) >= 3, "some cuts fell between the mark and the outcomes"
         outside.cancel_scope.cancel("swept")
+
+
+@asynccontextmanager
+async def _being_ended(world: World, root: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[trio.Event]:
+    """Until the event is set the root's agent has not stopped, and its end not come."""
+    stops, real = trio.Event(), world.agent.abort
+
+    async def abort(agent_session_id: str, directory: str) -> None:
+        await stops.wait()
+        await real(agent_session_id, directory)
+
+    monkeypatch.setattr(world.agent, "abort", abort)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.tree.end, ADMIN, root, "cancelled")
+        with trio.fail_after(5):
+            while (await world.row(root)).ending is None:
+                await trio.lowlevel.checkpoint()
+        yield stops
+        stops.set()
+
+
+async def test_what_had_ended_is_not_opened_again_below_a_parent_that_is_being_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_world(tmp_path, defaults=WIDE) as world:
+        root = await world.new("sleep")
+        await world.until(root, "running")
+        child = await world.new("say done", parent=root)
+        await world.settle(child)
+        await world.tree.end(ADMIN, child, "completed")
+        async with _being_ended(world, root, monkeypatch):
+            with pytest.raises(RequestError, match="above it is being ended"):
+                await world.message(child, "sleep")
+        await world.until(root, "cancelled")
+        await world.message(child, "say more")
+        [done] = await world.settle(child)
+        assert done["final_text"] == "more"
+
+
+async def test_whoever_ends_what_is_being_ended_is_answered_when_it_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_world(tmp_path, defaults=WIDE) as world:
+        root = await world.new("sleep")
+        await world.until(root, "running")
+        async with _being_ended(world, root, monkeypatch) as stops, trio.open_nursery() as nursery:
+            told: list[Json] = []
+
+            async def again() -> None:
+                told.append(await world.tree.end(ADMIN, root, "completed"))
+
+            nursery.start_soon(again)
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            assert not told
+            stops.set()
+        assert told == [{"session_id": root, "status": "cancelled", "ended": []}]
+
+
+async def test_an_end_whose_outcome_could_not_be_written_is_made_good_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_world(tmp_path, defaults=WIDE) as world:
+        ids = await _family(world, levels=(2,))
+
+        def full(*_: object, **__: object) -> None:
+            raise StoreError("the disk is full")
+
+        with monkeypatch.context() as broken:
+            broken.setattr(units, "finish_sessions", full)
+            with pytest.raises(RequestError, match="Could not end"):
+                await world.tree.end(ADMIN, ids[0], "cancelled")
+        monkeypatch.setattr(ending, "REST_SECONDS", 0.1)
+        await world.tree.end(ADMIN, ids[0], "cancelled")
+        assert len(await _gone(world, ids[0])) == 3

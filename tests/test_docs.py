@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from oubliette.cli.main import app
+from oubliette.config.document import dotted
+from oubliette.config.load import _LATER
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -44,6 +46,11 @@ def test_the_index_leads_to_every_page() -> None:
     decisions = ROOT / "docs" / "decisions"
     listed = {link for link, _anchor in _LINK.findall((decisions / "README.md").read_text())}
     assert {page.name for page in decisions.glob("*.md")} - {"README.md"} == listed
+
+
+def test_the_keys_that_are_not_built_are_listed() -> None:
+    section = (ROOT / "docs" / "configuration.md").read_text().partition("## Not built yet")[2].partition("\n## ")[0]
+    assert [key for key in map(dotted, _LATER) if f"`{key}`" not in section] == []
 
 
 def test_each_dependency_has_its_line() -> None:

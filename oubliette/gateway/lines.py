@@ -52,6 +52,7 @@ class Lines:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Free held trees whose last waiting request has left unanswered."""
+        self._wake.set()  # started again, it may find some
         task_status.started()
         while True:
             await self._wake.wait()
@@ -64,6 +65,8 @@ class Lines:
                     await self._release(root_id)
                 except OublietteError as error:
                     log.warning("tree_not_released", root_id=root_id, error=error.message)
+                    self._emptied.add(root_id)
+                    await trio.sleep(LOOK_AGAIN_SECONDS)
 
     async def through(self, ticket: Ticket, waits: Callable[[], None] = lambda: None) -> Ticket:
         """The ticket with its reservation, as soon as the request fits. ``waits`` is called when it has to wait for

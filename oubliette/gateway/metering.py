@@ -96,6 +96,7 @@ class Meter:
         self._late: deque[Callable[[Tx], object]] = deque()
         """Settlements that could not be written: without them what was set aside would be so for good."""
         self._wake = trio.Event()
+        self._took_over = False
 
     def tell(self, hold: Hold, release: Release) -> None:
         """Who is told, in the unit that finds it out, that a tree is held and that it no longer is (for the latter:
@@ -210,9 +211,12 @@ class Meter:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """First settle what a daemon before left at work; then write waiting usage events when they are due, the rest
         when cancelled."""
-        left = await self._store.write(partial(budgets.settle_left_over, at=self._now()))
-        if left:
-            log.warning("model_requests_of_a_daemon_before", count=left)
+        if not self._took_over:  # started again, it would settle what is at work in this daemon
+            left = await self._store.write(partial(budgets.settle_left_over, at=self._now()))
+            self._took_over = True
+            if left:
+                log.warning("model_requests_of_a_daemon_before", count=left)
+        self._wake.set()  # there may be something that waits since it failed
         task_status.started()
         try:
             while True:

@@ -6,7 +6,7 @@ from datetime import datetime
 
 from oubliette.core import access
 from oubliette.core.access import no_such
-from oubliette.core.principals import Principal
+from oubliette.core.principals import LOCAL, Principal, Scope
 from oubliette.core.schedule_rows import PauseReason, ScheduleRow
 from oubliette.errors import RequestError
 from oubliette.store import schedules, tokens
@@ -36,6 +36,15 @@ def missing(tx: Tx, token_id: str | None, project_id: str, at: datetime) -> Paus
     except RequestError:
         return "permission_denied"
     return None
+
+
+def holder(tx: Tx, token_id: str | None) -> Principal:
+    """Who answers, as far as it matters what a run may cost: whether an admin does."""
+    if token_id is None:
+        return LOCAL
+    row = tokens.get(tx, token_id)
+    scope = access.parse_scope(row.scope) if row is not None else Scope("project")
+    return Principal("token", token_id, row.name if row is not None else "", scope)
 
 
 def seen(tx: Tx, principal: Principal, schedule_id: str, action: str) -> ScheduleRow:

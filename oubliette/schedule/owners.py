@@ -14,7 +14,6 @@ from oubliette import clock
 from oubliette.core.model import Json, rfc3339
 from oubliette.core.principals import TokenRow
 from oubliette.core.schedule_rows import PauseReason, ScheduleRow
-from oubliette.errors import OublietteError
 from oubliette.log import get_logger
 from oubliette.store import schedules, tokens
 from oubliette.store.database import Store, Tx
@@ -47,7 +46,8 @@ async def run_owners(
             wake = trio.Event()
             try:
                 seconds = await _look(store, now(), warned)
-            except OublietteError:
+            except Exception:
+                # Nobody above holds this service: one row that cannot be read must not end the daemon.
                 log.exception("the tokens of schedules could not be looked at")
                 seconds = TROUBLE_SECONDS
             task_status.started()

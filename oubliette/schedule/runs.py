@@ -6,7 +6,7 @@ alone say what becomes of it. ``settle`` may be asked any number of times.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import partial
@@ -17,7 +17,8 @@ from oubliette.core.limits import MAX_QUEUED_RUNS
 from oubliette.core.model import EventType, Json, Outcome, SessionRow, TurnRow, TurnStatus
 from oubliette.core.notices import thin_run
 from oubliette.core.schedule_rows import PauseReason, RunRow, RunStatus, ScheduleRow, TargetRow
-from oubliette.errors import RequestError
+from oubliette.errors import OublietteError, RequestError
+from oubliette.log import get_logger
 from oubliette.schedule import authority, due, views
 from oubliette.schedule.sending import PASSES, Ways, send
 from oubliette.session import units
@@ -25,6 +26,13 @@ from oubliette.session.limits import AT_WORK
 from oubliette.store import events, runs, schedules, sessions, turns, webhooks
 from oubliette.store.database import Tx
 
+log = get_logger(__name__)
+
+REFUSED_AT_ONCE = 32
+"""So many runs of those that wait for room are refused once more before a unit leaves the rest for later: thousands may
+wait, and every turn that ends asks."""
+LONG = timedelta(days=2)
+"""A gap of that length is looked at twice: the clock may have been wrong before."""
 HELD = timedelta(hours=1)
 """How long a run waits for what passes by itself (room for a session, disk) before it fails with that."""
 _ENDS = {Outcome.COMPLETED: RunStatus.SUCCEEDED, Outcome.CANCELLED: RunStatus.CANCELLED}
@@ -38,6 +46,8 @@ class Effects:
 
     started: list[SessionRow] = field(default_factory=list)
     close: list[list[str]] = field(default_factory=list)
+    refused: int = 0
+    """How many runs have found no room."""
 
 
 def claim(tx: Tx, ways: Ways, schedule_id: str, at: datetime) -> Effects:
@@ -51,6 +61,10 @@ def claim(tx: Tx, ways: Ways, schedule_id: str, at: datetime) -> Effects:
     except RequestError as error:
         schedules.pause(tx, row, "invalid", at, error.message)
         return effects
+    if at - row.accounted_until > LONG:
+        # A clock that was years behind has had it begin anew there; what ran before was neither missed nor runs again.
+        newest = runs.latest_planned(tx, schedule_id, at)
+        row = replace(row, accounted_until=max(row.accounted_until, newest or row.accounted_until))
     found = due.account(row, at, expression)
     if found is not None:
         schedules.update(tx, schedule_id, accounted_until=found.until, **({"last_run_at": at} if found.run else {}))
@@ -86,26 +100,43 @@ def settle(tx: Tx, ways: Ways, at: datetime, session_ids: Collection[str] | None
     """Bring runs up to their turns (of these sessions; of all), and let those that wait for it go on."""
     effects = Effects()
     for run in runs.at_work(tx, session_ids):
-        turn = turns.get(tx, run.session_id or "", run.turn or 0)
-        if turn is None:
-            _end(tx, run, RunStatus.CANCELLED, at, reason="session_deleted")
-            continue
-        if run.status is RunStatus.CLAIMED and turn.started_at is not None:
-            run = _begin(tx, run, turn.started_at)
-        if turn.status is TurnStatus.DONE:
-            _end_with(tx, run, turn, at)
+        _alone(tx, run, partial(_bring_up, run=run, at=at))
     for session_id in runs.left_open(tx, session_ids):
         counts = sessions.tree_counts(tx, session_id)
         if not any(counts[status] for status in AT_WORK):
             marked = units.mark_ending(tx, session_id, "completed", at)
             if marked:
                 effects.close.append([row.session_id for row in marked])
-    for run in runs.waiting(tx):
-        _go_on(tx, ways, run, at, effects)
+    # Those that were refused before come last: they must not take the turn of those that need no room.
+    for run in sorted(runs.waiting(tx), key=lambda run: run.held_since is not None):
+        if effects.refused >= REFUSED_AT_ONCE:
+            break
+        _alone(tx, run, partial(_go_on, ways=ways, run=run, at=at, effects=effects))
     return effects
 
 
+def _alone(tx: Tx, run: RunRow, part: Callable[[Tx], None]) -> None:
+    """Trouble with one run is logged, and keeps none of the others from going on."""
+    try:
+        tx.attempt(part)
+    except Exception:
+        if not tx.intact:
+            raise
+        log.exception("a run could not be brought up to its turn", run_id=run.run_id, schedule_id=run.schedule_id)
+
+
 # --- the life of a run
+
+
+def _bring_up(tx: Tx, run: RunRow, at: datetime) -> None:
+    turn = turns.get(tx, run.session_id or "", run.turn or 0)
+    if turn is None:
+        _end(tx, run, RunStatus.CANCELLED, at, reason="session_deleted")
+        return
+    if run.status is RunStatus.CLAIMED and turn.started_at is not None:
+        run = _begin(tx, run, turn.started_at)
+    if turn.status is TurnStatus.DONE:
+        _end_with(tx, run, turn, at)
 
 
 def _new_run(ways: Ways, row: ScheduleRow, target: TargetRow, at: datetime, **fields: object) -> RunRow:
@@ -190,6 +221,15 @@ def _send(
             _end(tx, run, RunStatus.FAILED, at, reason=error.code, error=error.as_json())
         else:
             runs.update(tx, run.run_id, status=RunStatus.QUEUED, reason=reason, held_since=held_since)
+            effects.refused += 1
+        return
+    except Exception as error:
+        if not tx.intact:
+            raise
+        # It would fail the next time as well: said of the run, counted, and in the way of no other.
+        log.exception("a run could not be sent", run_id=run.run_id, schedule_id=run.schedule_id)
+        failure = OublietteError(f"The run could not be begun: {type(error).__name__}. The daemon's log has more.")
+        _end(tx, run, RunStatus.FAILED, at, reason=failure.code, error=failure.as_json())
         return
     runs.update(
         tx,
@@ -213,6 +253,10 @@ def _go_on(tx: Tx, ways: Ways, run: RunRow, at: datetime, effects: Effects) -> N
         return
     if target is None:
         _end(tx, run, RunStatus.CANCELLED, at, reason="target_removed")
+        return
+    if run.trigger == "cron" and not row.active:
+        # It came to wait in the unit that paused it, after what waited was cancelled.
+        _end(tx, run, RunStatus.CANCELLED, at, reason="disabled" if row.paused is None else "paused")
         return
     others = runs.open_of_target(tx, run.target_id)
     if row.overlap_behavior != "parallel" and others[0].run_id != run.run_id:

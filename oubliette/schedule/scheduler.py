@@ -16,8 +16,8 @@ import trio
 
 from oubliette.config import Config
 from oubliette.core.model import EventRow, EventType, SessionRow
-from oubliette.errors import OublietteError, RequestError
-from oubliette.schedule import due, runs
+from oubliette.errors import OublietteError, RequestError, StoreError
+from oubliette.schedule import plans, runs
 from oubliette.schedule.runs import Effects
 from oubliette.schedule.sending import Ways
 from oubliette.session.feed import Feed, Subscription
@@ -37,8 +37,6 @@ CLAIMS_AT_ONCE = 16
 """Schedules that are claimed side by side; the store commits them together and serves others in between."""
 STUMBLE_SECONDS = 5.0
 """After a failure of the store: how long until the next try."""
-AHEAD = timedelta(days=1)
-"""A clock that goes back by more was wrong before: schedules begin anew at what it says now."""
 
 _FOLLOWED = frozenset({EventType.TURN_STARTED, EventType.COMPLETION, EventType.STATUS})
 
@@ -119,7 +117,7 @@ class Scheduler:
             if abs(at - self._looked_at) >= timedelta(seconds=LOOK_SECONDS):
                 self._looked_at = at
                 await self._settle(None)
-                await self._store.write(partial(_begin_anew, at=at))
+                await self._store.write(partial(plans.begin_anew, at=at))
             due_now, upcoming = await self._store.read(partial(_plan, at=at))
             if due_now and not self._sessions.closing:
                 await self._claim_all(due_now)
@@ -154,10 +152,11 @@ class Scheduler:
                 unit = partial(runs.claim, ways=ways, schedule_id=schedule_id, at=self._now())
                 try:
                     claimed.append(await self._store.write(unit))
-                except Exception:
+                except Exception as error:
                     # One schedule's trouble must not keep the others waiting.
                     log.exception("a schedule could not be claimed", schedule=schedule_id)
-                    failed.append(schedule_id)
+                    if not await self._set_aside(schedule_id, error):
+                        failed.append(schedule_id)
 
         with trio.CancelScope(shield=True):
             async with trio.open_nursery() as nursery:
@@ -168,11 +167,18 @@ class Scheduler:
         if failed:
             await trio.sleep(STUMBLE_SECONDS)
 
+    async def _set_aside(self, schedule_id: str, error: Exception) -> bool:
+        """Pause what will not be claimed the next time either. False: it is the store that has trouble."""
+        if isinstance(error, StoreError):
+            return False
+        pause = partial(plans.pause_if_readable, schedule_id=schedule_id, at=self._now(), error=error)
+        return await self._tried(partial(self._store.write, pause))
+
     # --- following runs
 
     async def _recover(self) -> None:
         self._watched.update(await self._store.read(_followed))
-        await self._store.write(partial(_plan_anew, at=self._now()))
+        await self._store.write(partial(plans.plan_anew, at=self._now()))
         await self._settle(None)
 
     async def _follow(self, news: Subscription) -> None:
@@ -245,23 +251,3 @@ def _plan(tx: Tx, at: datetime) -> tuple[list[str], datetime | None]:
 
 def _followed(tx: Tx, session_ids: Collection[str] | None = None) -> set[str]:
     return {run.session_id for run in run_rows.at_work(tx, session_ids) if run.session_id is not None}
-
-
-def _plan_anew(tx: Tx, at: datetime) -> None:
-    """What is due next, by the time zones as this version knows them."""
-    for row in schedules.active(tx):
-        try:
-            planned = due.upcoming(row)
-        except RequestError as error:
-            schedules.pause(tx, row, "invalid", at, error.message)
-            continue
-        if planned != {"next_at": row.next_at, "due_at": row.due_at}:
-            schedules.update(tx, row.schedule_id, **planned)
-
-
-def _begin_anew(tx: Tx, at: datetime) -> None:
-    """Schedules that are accounted for until long after now: the clock was wrong, and has been put right."""
-    for row in schedules.accounted_beyond(tx, at + AHEAD):
-        log.warning("the clock went back; a schedule begins anew", schedule=row.schedule_id)
-        anew = replace(row, accounted_until=at)
-        schedules.update(tx, row.schedule_id, accounted_until=at, **due.upcoming(anew))

@@ -80,8 +80,10 @@ class Schedules:
             wanted = changes.targets
             if wanted is UNSET:
                 wanted = settings.given_targets(tx, schedule_id)
-            settings.check(row)
-            settings.check_places(tx, self._config, principal, row, wanted)
+            if given != {"enabled": False} or changes.targets is not UNSET:
+                settings.check(row)
+                settings.check_places(tx, self._config, principal, row, wanted)
+            # To switch it off is always possible: whatever it names may be gone, or more than this principal may give.
             if given.get("enabled"):
                 row = replace(row, paused=None)
                 settings.forget_failures(tx, schedule_id)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final
 
@@ -12,10 +12,11 @@ from oubliette.core.model import PlaceState, SessionRow, session_id
 from oubliette.core.principals import Principal, Scope
 from oubliette.core.schedule_rows import Bound, ScheduleRow, TargetRow
 from oubliette.errors import RequestError
-from oubliette.session import orders
+from oubliette.schedule import authority
+from oubliette.session import choices, orders
 from oubliette.session.orders import Order
 from oubliette.session.requests import MessageArgs, RunBudget, SpawnArgs, TurnArgs
-from oubliette.store import schedules, sessions, workspaces
+from oubliette.store import projects, schedules, sessions, workspaces
 from oubliette.store.database import Tx
 
 PASSES: Final = {
@@ -64,10 +65,13 @@ def send(tx: Tx, ways: Ways, schedule: ScheduleRow, target: TargetRow, at: datet
     )
     resumes = schedule.session_behavior == "resume"
     pinned = _usable(tx, target) if resumes else None
+    _check_budget(tx, ways, schedule, target, pinned)
     if pinned is not None:
         if pinned.open and pinned.ending is not None:
             raise RequestError("busy", "The pinned session is being ended.", retryable=True)
-        accepted, _ = orders.message(tx, order, pinned.session_id, MessageArgs(turn))
+        minutes = turn.timeout_minutes or _minutes_of(tx, ways, target)
+        asked_again = MessageArgs(replace(turn, timeout_minutes=minutes))
+        accepted, _ = orders.message(tx, order, pinned.session_id, asked_again)
         return Sent(accepted.row, accepted.turn.turn, "pinned" if pinned.open else "resumed")
     asked = SpawnArgs(turn, target.project_id, target.workspace_id, new_session=True, title=schedule.name)
     accepted, _ = orders.spawn(tx, order, target.project_id, target.workspace_id, asked, False)
@@ -75,6 +79,25 @@ def send(tx: Tx, ways: Ways, schedule: ScheduleRow, target: TargetRow, at: datet
         schedules.update_target(tx, target.target_id, session_id=accepted.row.session_id)
     replaces = resumes and target.session_id is not None
     return Sent(accepted.row, accepted.turn.turn, "replaced" if replaces else "new")
+
+
+def _check_budget(tx: Tx, ways: Ways, schedule: ScheduleRow, target: TargetRow, pinned: SessionRow | None) -> None:
+    """What a run may cost must still be allowed, and can still be kept: the project's limit and the prices may have
+    changed since it was said. Raises RequestError."""
+    project = projects.get(tx, target.project_id)
+    if project is None or schedule.max_cost_microusd is None:
+        return
+    choices.check_cost(
+        ways.config, project, authority.holder(tx, schedule.authority), schedule.max_cost_microusd / 1_000_000
+    )
+    alias = schedule.model or (pinned.model if pinned is not None else None)
+    choices.check_priced(ways.config, project, alias or choices.choose_model(ways.config, project), explicit=True)
+
+
+def _minutes_of(tx: Tx, ways: Ways, target: TargetRow) -> float | None:
+    """The project's time limit of a turn, said each time: the session has kept that of the run it was made for."""
+    project = projects.get(tx, target.project_id)
+    return choices.limits_of(ways.config, project)["turn_timeout_seconds"] / 60 if project is not None else None
 
 
 def _usable(tx: Tx, target: TargetRow) -> SessionRow | None:

@@ -7,6 +7,7 @@ whatever settles it (an answer, the end of its turn, a token that ends) reaches 
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,15 +27,17 @@ from oubliette.errors import OublietteError, RequestError
 from oubliette.session import caller_units
 from oubliette.session.caller_units import Asked
 from oubliette.session.feed import Feed
-from oubliette.store import caller_tools, requests
+from oubliette.store import caller_tools, requests, tokens
 from oubliette.store.database import Store, Tx
 
 log = structlog.get_logger(__name__)
 
 LAST_WRITE_SECONDS = 2.0
 """How long the end of a broken call may take to be written down."""
-WATCH_SECONDS = 0.4
-"""How often the tokens of callers are looked at: what they offer ends with them within a second."""
+LONGEST_SLEEP_SECONDS = 60.0
+"""The wall clock may be set, and a machine that sleeps does not count the time."""
+TROUBLE_SECONDS = 1.0
+"""After the store could not be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +89,8 @@ class Callers:
         self._seconds = config.defaults.agent.caller_tool_timeout_seconds
         self._now = now
         self._fresh_hex = fresh_hex
-        self._some = trio.Event()
-        """Set while there are callers."""
+        self._look = trio.Event()
+        """Set when the tokens of callers are to be looked at."""
         self._waiting: dict[str, _Waiting] = {}
         self._calls: Counter[str] = Counter()
         self._clocks: dict[str, Callable[[bool], None]] = {}
@@ -100,41 +103,37 @@ class Callers:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._watch)
             with self._feed.subscribe(_concerns) as subscription:
-                await self._look_for_callers()
                 task_status.started()
                 while batch := await subscription.next_batch():
-                    missed, subscription.overflowed = subscription.overflowed, False
-                    await self._follow(batch, missed=missed)
+                    if subscription.overflowed:
+                        subscription.overflowed = False
+                        await self._look_at_all()
+                    for event in batch:
+                        if isinstance(event, EventRow):
+                            self._hear(event)
             nursery.cancel_scope.cancel("the feed was closed")
 
-    async def _follow(self, batch: Sequence[object], *, missed: bool) -> None:
-        """What the store has committed. A store that cannot be read keeps no call from its end."""
-        try:
-            if missed:
-                await self._look_at_all()
-        except OublietteError:
-            log.exception("calls of caller tools could not be looked at")
-        for event in batch:
-            if isinstance(event, EventRow):
-                try:
-                    await self._hear(event)
-                except OublietteError:
-                    log.exception("a change of caller tools was not followed", session=event.session_id)
-
-    async def _hear(self, event: EventRow) -> None:
+    def _hear(self, event: EventRow) -> None:
         if event.type is EventType.REQUEST_RESOLVED:
             waiting = self._waiting.get(event.body["request"]["request_id"])
             if waiting is not None:
                 waiting.end(event.body["resolution"])
             return
-        await self._look_for_callers()
+        self._look.set()
         if self.listing is not None:
             self.listing.changed(event.project_id, event.body["data"]["caller_id"])
 
     async def _look_at_all(self) -> None:
         """Events were missed."""
-        known = list(self._waiting)
-        for row in await self._store.read(partial(_requests, ids=known)):
+        self._look.set()
+        while True:
+            try:
+                found = await self._store.read(partial(_requests, ids=list(self._waiting)))
+                break
+            except OublietteError:
+                log.exception("calls of caller tools could not be looked at")
+                await trio.sleep(TROUBLE_SECONDS)
+        for row in found:
             waiting = self._waiting.get(row.request_id)
             if waiting is not None and row.resolution is not None:
                 waiting.end(row.resolution)
@@ -237,25 +236,25 @@ class Callers:
         return {**(row.resolution or {}), "accepted": won, "session_id": row.session_id}
 
     async def _watch(self) -> None:
-        """While anybody offers tools: take back those of tokens that are gone, revoked or expired."""
-        while True:
-            await self._some.wait()
-            try:
-                await self._end_dead()
-            except OublietteError:
-                log.exception("the tokens of callers could not be looked at")
-            await trio.sleep(WATCH_SECONDS)
+        """Take back what those offer whose tokens are gone, revoked or expired."""
+        with self._store.hear(tokens.TOPIC, lambda _subject: self._look.set()):
+            while True:
+                self._look = trio.Event()
+                try:
+                    seconds = await self._end_dead()
+                except OublietteError:
+                    log.exception("the tokens of callers could not be looked at")
+                    seconds = TROUBLE_SECONDS
+                with trio.move_on_after(min(seconds, LONGEST_SLEEP_SECONDS)):
+                    await self._look.wait()
 
-    async def _end_dead(self) -> None:
-        for principal_id in await self._store.read(partial(caller_tools.ended_principals, at=self._now())):
+    async def _end_dead(self) -> float:
+        """In how many seconds the next of them expires."""
+        ended, expiry = await self._store.read(partial(caller_tools.ended_principals, at=self._now()))
+        for principal_id in ended:
             gone = await self._store.write(partial(caller_units.withdraw, principal_id=principal_id, at=self._now()))
             log.info("caller tools withdrawn with their token", principal=principal_id, declarations=gone)
-
-    async def _look_for_callers(self) -> None:
-        if await self._store.read(caller_tools.principals):
-            self._some.set()
-        elif self._some.is_set():
-            self._some = trio.Event()
+        return (expiry - self._now()).total_seconds() if expiry is not None else math.inf
 
 
 def _concerns(event: EventRow) -> bool:

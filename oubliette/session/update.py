@@ -111,15 +111,15 @@ def _set_limits(
         )
     before = {name: row.limits.get(name) for name in new}
     money, run_limit = new.get("max_cost_usd"), budget_rows.get(tx, row.session_id).run_limit_microusd
-    of_the_run = money is not None and run_limit not in (None, microusd(money))
-    if before == new and not of_the_run:
+    of_the_run = microusd(money) if money is not None and run_limit is not None else run_limit
+    if before == new and of_the_run == run_limit:
         return
     for one in sessions.subtree(tx, row.session_id):
         limits = {name: value for name, value in {**one.limits, **new}.items() if value is not None}
         sessions.update(tx, one.session_id, limits=limits, updated_at=at)
-    if of_the_run:
-        budget_rows.set_run_limit(tx, row.session_id, microusd(money))
-        before["max_cost_usd"] = (run_limit or 0) / MICROUSD
+    if run_limit is not None and of_the_run != run_limit:
+        budget_rows.set_run_limit(tx, row.session_id, of_the_run)
+        before["max_cost_usd"] = run_limit / MICROUSD
     data = {"limits": _present(new), "before": _present(before), "by": principal.as_json()}
     events.append(tx, row.session_id, replace(system_event("limits_changed", data=data), ts=at))
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from oubliette.core.model import Json, RequestRow
-from oubliette.store.codec import Table, to_micros
+from oubliette.store.codec import Table, from_micros, to_micros
 from oubliette.store.database import Tx
 
 
@@ -77,19 +77,18 @@ def caller_ids(tx: Tx, project_id: str, workspace_id: str | None = None) -> list
     return [caller_id for (caller_id,) in found]
 
 
-def principals(tx: Tx) -> list[str]:
-    """Ids of all tokens that have declared tools."""
-    return [one for (one,) in tx.rows("SELECT DISTINCT principal_id FROM caller_tools")]
-
-
-def ended_principals(tx: Tx, at: datetime) -> list[str]:
-    """Those among them whose token is gone, revoked or expired."""
-    found = tx.rows(
-        "SELECT DISTINCT c.principal_id FROM caller_tools c LEFT JOIN tokens t ON t.token_id = c.principal_id"
-        " WHERE t.token_id IS NULL OR t.revoked_at IS NOT NULL OR t.expires_at <= ?",
-        to_micros(at),
-    )
-    return [one for (one,) in found]
+def ended_principals(tx: Tx, at: datetime) -> tuple[list[str], datetime | None]:
+    """Those who have declared tools and whose token is gone, revoked or expired; when the next other one expires."""
+    ended, expiries = [], []
+    for principal_id, gone, expires_at in tx.rows(
+        "SELECT DISTINCT c.principal_id, t.token_id IS NULL OR t.revoked_at IS NOT NULL, t.expires_at"
+        " FROM caller_tools c LEFT JOIN tokens t ON t.token_id = c.principal_id"
+    ):
+        if gone or (expires_at is not None and expires_at <= to_micros(at)):
+            ended.append(principal_id)
+        elif expires_at is not None:
+            expiries.append(expires_at)
+    return ended, from_micros(min(expiries)) if expiries else None
 
 
 def pending_calls(tx: Tx, session_id: str | None = None) -> list[RequestRow]:

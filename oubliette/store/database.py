@@ -96,6 +96,12 @@ class Tx:
         self._db.execute("RELEASE part")
         return result
 
+    @property
+    def intact(self) -> bool:
+        """Whether what the unit has written so far still stands; for who goes on after a failed ``attempt``. SQLite
+        itself undoes everything when it runs out of disk or memory: then the unit must raise."""
+        return self._db.in_transaction
+
     def publish(self, event: EventRow) -> None:
         """Hand an appended event to subscribers once (and only if) this transaction has committed, in commit order."""
         self._writing().append(event)

@@ -10,7 +10,7 @@ from typing import Any
 
 from oubliette.core.schedule_rows import RunRow, RunStatus
 from oubliette.store import cursors
-from oubliette.store.codec import Table, to_json, to_micros
+from oubliette.store.codec import Table, from_micros, to_json, to_micros
 from oubliette.store.database import Tx
 
 _RUNS = Table("runs", RunRow)
@@ -96,7 +96,8 @@ def open_of_target(tx: Tx, target_id: str) -> list[RunRow]:
 def at_work(tx: Tx, session_ids: Collection[str] | None = None) -> list[RunRow]:
     """Claimed and running ones: those that a session has. ``session_ids``: only of these sessions."""
     if session_ids is None:
-        return _RUNS.list(tx, f"WHERE {_OPEN} AND t.session_id IS NOT NULL ORDER BY t.run_key")
+        # Named, because SQLite would rather read all runs that there ever were than sort a few.
+        return _RUNS.list(tx, f"INDEXED BY runs_open WHERE {_OPEN} AND t.session_id IS NOT NULL ORDER BY t.run_key")
     return _RUNS.list(
         tx,
         f"WHERE {_OPEN} AND t.session_id IN (SELECT value FROM json_each(?)) ORDER BY t.run_key",
@@ -125,15 +126,47 @@ def cancel_waiting(tx: Tx, schedule_id: str | None, *, reason: str, at: datetime
 
 def left_open(tx: Tx, session_ids: Collection[str] | None = None) -> list[str]:
     """Open sessions (of these, of all) that were made for one run, which is over and was the last thing in them."""
+    # Of all: the first condition is that of the index of open sessions.
+    which = "s.status NOT IN ('completed', 'failed', 'cancelled')"
+    args = []
+    if session_ids is not None:
+        which, args = "s.session_id IN (SELECT value FROM json_each(?))", [to_json(sorted(session_ids))]
     rows = tx.rows(
-        "SELECT s.session_id FROM sessions s JOIN runs r ON r.session_id = s.session_id AND r.turn = s.turn"
-        " WHERE s.status = 'idle' AND s.ending IS NULL AND s.schedule_id IS NOT NULL AND s.parent_id IS NULL"
-        " AND r.ended_at IS NOT NULL"
-        " AND NOT EXISTS (SELECT 1 FROM schedule_targets g WHERE g.session_id = s.session_id)"
-        + (" AND s.session_id IN (SELECT value FROM json_each(?))" if session_ids is not None else ""),
-        *([to_json(sorted(session_ids))] if session_ids is not None else []),
+        # CROSS JOIN: these sessions first, and then their runs, never all that there were.
+        "SELECT s.session_id FROM sessions s CROSS JOIN runs r ON r.session_id = s.session_id AND r.turn = s.turn"
+        f" WHERE {which} AND s.status = 'idle' AND s.ending IS NULL"
+        " AND s.schedule_id IS NOT NULL AND s.parent_id IS NULL AND r.ended_at IS NOT NULL"
+        " AND NOT EXISTS (SELECT 1 FROM schedule_targets g WHERE g.session_id = s.session_id)",
+        *args,
     )
     return [row[0] for row in rows]
+
+
+def planned_beyond(tx: Tx, schedule_id: str, at: datetime) -> list[RunRow]:
+    """Those by the clock that were planned for later than ``at``, gaps that reach beyond it included."""
+    return _RUNS.list(
+        tx,
+        "WHERE t.schedule_id = ? AND t.\"trigger\" = 'cron' AND (t.planned_at > ? OR t.until > ?) ORDER BY t.run_key",
+        schedule_id,
+        to_micros(at),
+        to_micros(at),
+    )
+
+
+def latest_planned(tx: Tx, schedule_id: str, at: datetime) -> datetime | None:
+    """The newest occurrence up to ``at`` that has its row."""
+    found = tx.rows(
+        "SELECT max(coalesce(until, planned_at)) FROM runs"
+        " WHERE schedule_id = ? AND \"trigger\" = 'cron' AND coalesce(until, planned_at) <= ?",
+        schedule_id,
+        to_micros(at),
+    )[0][0]
+    return from_micros(found) if found is not None else None
+
+
+def forget(tx: Tx, run_id: str) -> None:
+    """As if there had been no such occurrence."""
+    tx.run("DELETE FROM runs WHERE run_id = ?", run_id)
 
 
 def prune(tx: Tx, schedule_id: str, keep: int) -> int:

@@ -11,7 +11,7 @@ from oubliette.core.model import Json, rfc3339
 from oubliette.core.schedule_rows import PAUSE_TEXTS, PauseReason, ScheduleRow, TargetRow
 from oubliette.errors import Limit, RequestError
 from oubliette.store import cursors, runs, webhooks
-from oubliette.store.codec import Table, to_micros
+from oubliette.store.codec import Table, from_micros, to_micros
 from oubliette.store.database import Tx
 
 TOPIC: Final = "schedules"
@@ -92,18 +92,27 @@ def due(tx: Tx, at: datetime) -> list[str]:
 
 def next_due(tx: Tx) -> datetime | None:
     """When there is something to do; None: nothing is planned."""
-    row = _SCHEDULES.find(tx, "WHERE t.due_at IS NOT NULL ORDER BY t.due_at LIMIT 1")
-    return row.due_at if row is not None else None
+    rows = tx.rows("SELECT due_at FROM schedules WHERE due_at IS NOT NULL ORDER BY due_at LIMIT 1")
+    return from_micros(rows[0][0]) if rows else None
 
 
-def active(tx: Tx) -> list[ScheduleRow]:
-    """Those that are neither disabled nor paused."""
-    return _SCHEDULES.list(tx, "WHERE t.enabled AND t.paused IS NULL ORDER BY t.created_at, t.schedule_id")
+def active(tx: Tx) -> list[str]:
+    """Those that are neither disabled nor paused; ids alone, because a message may be long."""
+    rows = tx.rows(
+        "SELECT schedule_id FROM schedules WHERE enabled AND paused IS NULL ORDER BY created_at, schedule_id"
+    )
+    return [row[0] for row in rows]
 
 
-def accounted_beyond(tx: Tx, at: datetime) -> list[ScheduleRow]:
+def accounted_beyond(tx: Tx, at: datetime) -> list[str]:
     """Active ones whose occurrences are accounted for until later than ``at``."""
-    return _SCHEDULES.list(tx, "WHERE t.due_at IS NOT NULL AND t.accounted_until > ?", to_micros(at))
+    rows = tx.rows("SELECT schedule_id FROM schedules WHERE due_at IS NOT NULL AND accounted_until > ?", to_micros(at))
+    return [row[0] for row in rows]
+
+
+def shelve(tx: Tx, schedule_id: str) -> None:
+    """Nothing is due of a row that cannot be read: it would be tried for ever."""
+    tx.run("UPDATE schedules SET next_at = NULL, due_at = NULL WHERE schedule_id = ?", schedule_id)
 
 
 # --- targets
@@ -195,6 +204,13 @@ def project_deleted(tx: Tx, project_id: str, at: datetime) -> None:
 
 
 def workspace_deleted(tx: Tx, workspace_id: str, at: datetime) -> None:
-    """Its schedules are paused; their targets name the project alone from now on, which enabling them accepts."""
+    """Its schedules are paused; their targets name the project alone from now on, which enabling them accepts. One
+    that would then be there twice goes."""
     pause_for(tx, "workspace_deleted", at, workspace_id=workspace_id)
+    tx.run(
+        "DELETE FROM schedule_targets WHERE workspace_id = ? AND EXISTS (SELECT 1 FROM schedule_targets o WHERE"
+        " o.schedule_id = schedule_targets.schedule_id AND o.project_id = schedule_targets.project_id"
+        " AND o.workspace_id IS NULL)",
+        workspace_id,
+    )
     tx.run("UPDATE schedule_targets SET workspace_id = NULL WHERE workspace_id = ?", workspace_id)

@@ -6,6 +6,7 @@ import base64
 import contextlib
 import json
 import sqlite3
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,14 @@ from typing import Any
 import pytest
 import trio
 
+from oubliette import clock
 from oubliette.api import callers
 from oubliette.core.caller_results import result_of
 from oubliette.core.limits import MAX_CALLER_CALLS, MAX_CALLER_RESULT_BYTES
 from oubliette.core.model import Json
-from oubliette.store import caller_tools, requests
+from oubliette.store import caller_tools, requests, tokens
+from oubliette.store.codec import to_micros
+from oubliette.store.database import Tx
 from tests.api.agent_world import PATIENCE, open_agents
 from tests.api.caller_world import (
     OPEN_FILE,
@@ -287,6 +291,17 @@ async def test_the_clock_of_the_turn_stands_while_a_call_waits(tmp_path: Path) -
 # --- the caller goes
 
 
+def _expires(token_id: str, tx: Tx) -> None:
+    soon = to_micros(clock.now() + timedelta(seconds=0.3))
+    tx.run("UPDATE tokens SET expires_at = ? WHERE token_id = ?", soon, token_id)
+    tx.tell(tokens.TOPIC, token_id)
+
+
+def _vanishes(token_id: str, tx: Tx) -> None:
+    tx.run("DELETE FROM tokens WHERE token_id = ?", token_id)
+    tx.tell(tokens.TOPIC, token_id)
+
+
 @pytest.mark.parametrize("how", ["revoked", "expired", "deleted"])
 async def test_the_tools_of_a_token_end_with_it_and_its_calls_within_a_second(tmp_path: Path, how: str) -> None:
     async with at_the_door(tmp_path) as (agents, wire):
@@ -299,14 +314,8 @@ async def test_the_tools_of_a_token_end_with_it_and_its_calls_within_a_second(tm
         with trio.fail_after(1):
             if how == "revoked":
                 await agents.doors.tool("token", action="revoke", token_id=token_id)
-            elif how == "expired":
-                await agents.doors.world.store.write(
-                    lambda tx: tx.run("UPDATE tokens SET expires_at = 1 WHERE token_id = ?", token_id)
-                )
             else:
-                await agents.doors.world.store.write(
-                    lambda tx: tx.run("DELETE FROM tokens WHERE token_id = ?", token_id)
-                )
+                await agents.doors.world.store.write(partial(_expires if how == "expired" else _vanishes, token_id))
             text = await refused(wire)
         assert text == (
             "cancelled: The call of ide_open_file was ended. The caller is gone: its token was revoked or has expired."

@@ -336,3 +336,16 @@ async def test_the_same_call_from_curl_and_the_error_table(doors: Doors) -> None
                 answer = await client.post("/v1/tools/session", json=arguments)
                 assert answer.status_code == status, answer.text
                 assert answer.headers["content-type"] == "application/json"
+
+
+async def test_a_refusal_names_no_argument_that_the_caller_may_not_use(doors: Doors) -> None:
+    with trio.fail_after(30):
+        spawned = (await doors.call("session", "project", **SPAWN, zzz=1)).json()["error"]["hint"]
+        updated = (await doors.call("project", "project", action="update", zzz=1)).json()["error"]["hint"]
+        near = (await doors.call("session", "project", **SPAWN, detch=True)).json()["error"]["hint"]
+        everything = (await doors.call("project", action="update", zzz=1)).json()["error"]["hint"]
+    assert "max_cost_usd" in spawned
+    assert not {"detach", "workspace"} & set(spawned.removesuffix(".").split(", "))
+    assert "detach" not in near
+    assert "agent_scope" not in updated
+    assert "agent_scope" in everything

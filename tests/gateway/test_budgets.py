@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -15,9 +16,9 @@ import pytest
 import trio
 import trio.lowlevel
 
-from oubliette.core.budget import Held
+from oubliette.core.budget import Account, Held, LimitName
 from oubliette.core.model import SessionStatus
-from oubliette.errors import RequestError
+from oubliette.errors import RequestError, StoreError
 from oubliette.gateway import answer, lines, places
 from oubliette.gateway.metering import Estimate, Meter, Ticket
 from oubliette.gateway.models import Wire
@@ -298,6 +299,33 @@ async def test_held_requests_take_no_place_from_others_of_their_container(
             await until(lambda: world.gateway.requests_at_work("c1") == 0)
             await raised(world, max_cost_usd=1)
     assert len(await settled_rows(world)) == 13
+
+
+async def test_a_tree_that_could_not_be_freed_when_its_line_emptied_is_freed_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(lines, "LOOK_AGAIN_SECONDS", 0.01)
+    freed: list[str] = []
+    ticket: Any = SimpleNamespace(root_id="r", project_id="p")
+
+    async def reserve(_ticket: Ticket) -> Held:
+        await trio.lowlevel.checkpoint()
+        return Held(Account(LimitName.TREE_COST, 1, 1), 1)
+
+    async def release(root_id: str) -> None:
+        freed.append(root_id)
+        if len(freed) == 1:
+            raise StoreError("write to the store: the disk is full")
+
+    queue = lines.Lines(reserve, release)
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(queue.run)
+            with trio.move_on_after(0.02):
+                await queue.through(ticket)
+            await until(lambda: len(freed) == 2)
+            nursery.cancel_scope.cancel()
+    assert freed == ["r", "r"]
 
 
 async def test_what_waits_is_bounded_in_memory(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -346,6 +346,23 @@ async def test_what_was_set_aside_does_not_stay_so_when_its_settlement_cannot_be
     assert [row["cost_microusd"] for row in await world.rows()] == [ONE.cost_microusd]
 
 
+async def test_a_meter_that_is_started_again_leaves_alone_what_is_at_work(tmp_path: Path) -> None:
+    async with open_world(tmp_path) as world:
+        meter = Meter(world.store, _config(tmp_path))
+        async with trio.open_nursery() as nursery:
+            await nursery.start(meter.run)
+            ticket = await meter.reserve(await admit(world))
+            nursery.cancel_scope.cancel()
+        assert isinstance(ticket, Ticket)
+        set_aside = await world.store.read(partial(budgets.tree_reserved, root_id="gogol_1"))
+        async with trio.open_nursery() as nursery:
+            await nursery.start(meter.run)
+            assert await world.store.read(partial(budgets.tree_reserved, root_id="gogol_1")) == set_aside != (0, 0)
+            await meter.settle(ticket, ONE)
+            nursery.cancel_scope.cancel()
+        assert [row["cost_microusd"] for row in await world.rows()] == [ONE.cost_microusd]
+
+
 async def test_what_waits_when_the_service_ends_is_written(tmp_path: Path) -> None:
     async with open_world(tmp_path) as world:
         meter = Meter(world.store, _config(tmp_path))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -10,11 +12,14 @@ from typing import cast
 import pytest
 import trio
 
+from oubliette import clock
 from oubliette.core.limits import MAX_OPEN_SESSIONS, MAX_SCHEDULES
 from oubliette.core.model import Json
 from oubliette.core.schedule_rows import RunRow
 from oubliette.errors import RequestError
+from oubliette.schedule import runs as runs_unit
 from oubliette.schedule.requests import ScheduleArgs, ScheduleChanges, TargetArgs
+from oubliette.schedule.sending import Ways
 from oubliette.store import runs, schedules, sessions
 from oubliette.store.database import Tx
 from tests.schedule.world import ADMIN, PROJECT, START, Place, open_place
@@ -90,6 +95,61 @@ async def test_cancelling_what_waits_looks_at_open_runs_alone_however_long_the_h
         asked = ("paused", 1, "sched_1", None)
         plan = await place.sessions.store.read(lambda tx: tx.rows(f"EXPLAIN QUERY PLAN {listening.statement}", *asked))
     assert [row[3] for row in plan] == ["SCAN runs USING INDEX runs_open"]
+
+
+class _Explaining:
+    """A ``tx`` that answers with the plan of each query."""
+
+    def __init__(self, tx: Tx) -> None:
+        self._tx = tx
+        self.plan: list[str] = []
+
+    def rows(self, sql: str, *args: object) -> list[tuple[object, ...]]:
+        self.plan += [row[3] for row in self._tx.rows(f"EXPLAIN QUERY PLAN {sql}", *args)]
+        return []
+
+
+@pytest.mark.parametrize(
+    ("query", "index"),
+    [
+        (runs.at_work, "t USING INDEX runs_open"),
+        (partial(runs.at_work, session_ids=["gogol_1"]), "t USING INDEX runs_open"),
+        (runs.waiting, "t USING INDEX runs_open"),
+        (runs.left_open, "s USING INDEX sessions_open"),
+        (partial(runs.left_open, session_ids=["gogol_1"]), "s USING INDEX sqlite_autoindex_sessions_1"),
+        (schedules.next_due, "schedules USING COVERING INDEX schedules_due"),
+        (partial(schedules.due, at=START), "schedules USING INDEX schedules_due"),
+    ],
+)
+async def test_keeping_the_time_reads_what_is_open_however_long_the_history_is(
+    tmp_path: Path, query: Callable[[Tx], object], index: str
+) -> None:
+    def plan(tx: Tx) -> list[str]:
+        explaining = _Explaining(tx)
+        query(cast("Tx", explaining))
+        return explaining.plan
+
+    async with open_place(tmp_path) as place:
+        found = await place.sessions.store.read(plan)
+    assert found[0].split(" ", 1)[1].startswith(index), found
+    assert not any(line.startswith(("SCAN r ", "SCAN s ", "SCAN t ")) and "runs_open" not in line for line in found)
+
+
+async def test_of_thousands_that_wait_for_room_few_are_tried_at_once(tmp_path: Path) -> None:
+    async with open_place(tmp_path, running=False) as place:
+        ids = [await _create(place, number) for number in range(runs_unit.REFUSED_AT_ONCE + 10)]
+        full = RequestError("limit_reached", "full")
+        ways = Ways(place.sessions.deps.config, clock.fresh_hex, lambda _session_id: None, full)
+        place.clock.advance(hours=1)
+        at, write = place.clock.now(), place.sessions.store.write
+        for one in ids:
+            await write(partial(runs_unit.claim, ways=ways, schedule_id=one, at=at))
+        assert (await write(partial(runs_unit.settle, ways=ways, at=at))).refused == runs_unit.REFUSED_AT_ONCE
+        assert len((await write(partial(runs_unit.settle, ways=replace(ways, refusal=None), at=at))).started) == len(
+            ids
+        )
+        later = at + runs_unit.HELD + timedelta(seconds=1)
+        assert not (await write(partial(runs_unit.settle, ways=ways, at=later))).refused
 
 
 async def test_over_the_limit_of_open_sessions_runs_wait_for_room(tmp_path: Path) -> None:

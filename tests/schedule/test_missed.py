@@ -101,12 +101,41 @@ async def test_a_clock_that_was_years_ahead_and_is_put_right_does_not_stop_sched
         await place.asleep()
         place.clock.turn(START + timedelta(hours=1, minutes=1))
         await place.asleep()
-        # What the gap covers has its account; it is not run after all, nor said to be missed again.
+        assert await place.runs(schedule_id) == found[:1], "what is yet to come was not missed"
         place.clock.turn(START + timedelta(hours=2))
+        again = await place.ended(schedule_id, 2)
+        assert [(run["status"], run["planned_at"]) for run in again[1:]] == [("succeeded", "2026-11-23T14:00:00.000Z")]
+
+
+async def test_a_gap_is_cut_to_what_was_really_missed_when_the_clock_is_put_right(tmp_path: Path) -> None:
+    async with open_place(tmp_path) as place:
+        schedule_id = await place.create(cron_expr="0 * * * *")
+        place.clock.turn(datetime(2031, 1, 1, tzinfo=UTC) + timedelta(minutes=20))
+        await place.ended(schedule_id)
+        await place.asleep()
+        place.clock.turn(START + timedelta(hours=5, minutes=30))
+        await place.asleep()
+        (gap,) = await place.runs(schedule_id)
+        assert (gap["missed_count"], gap["until"]) == (5, "2026-11-23T17:00:00.000Z")
+        place.clock.turn(START + timedelta(hours=6))
+        assert (await place.ended(schedule_id, 2))[1]["status"] == "succeeded"
+
+
+@pytest.mark.parametrize("misfire", ["skip", "once"])
+async def test_a_clock_that_was_years_behind_and_is_put_right_says_of_nothing_twice_what_became_of_it(
+    tmp_path: Path, misfire: str
+) -> None:
+    async with open_place(tmp_path) as place:
+        schedule_id = await place.create(cron_expr="0 * * * *", misfire=misfire)
+        place.clock.advance(hours=1)
+        found = await place.ended(schedule_id, 1)
+        place.clock.turn(datetime(2001, 1, 1, 12, 20, tzinfo=UTC))
+        await place.asleep()
+        place.clock.turn(START + timedelta(hours=1, minutes=20))
         await place.asleep()
         assert await place.runs(schedule_id) == found
-        shown = await place.shown(schedule_id)
-        assert shown["next_run_at"] == "2026-11-23T15:00:00.000Z"
+        place.clock.turn(START + timedelta(hours=2))
+        assert (await place.ended(schedule_id, 2))[1]["planned_at"] == "2026-11-23T14:00:00.000Z"
 
 
 async def test_a_skipped_hour_in_the_scheduler(tmp_path: Path) -> None:

@@ -204,6 +204,19 @@ async def test_a_session_made_for_one_run_stays_open_for_those_who_have_come_to_
         assert (await place.sessions.row(run["session_id"])).status == "idle"
 
 
+async def test_a_time_limit_that_is_taken_away_is_the_projects_again(tmp_path: Path) -> None:
+    async with open_place(tmp_path) as place:
+        schedule_id = await place.create(timeout_minutes=7)
+        place.clock.advance(hours=1)
+        (run,) = await place.ended(schedule_id)
+        await place.schedules.update(ADMIN, schedule_id, ScheduleChanges(timeout_minutes=None))
+        place.clock.advance(hours=1)
+        await place.ended(schedule_id, 2)
+        turn = await place.sessions.turn(run["session_id"], 2)
+        limit = place.sessions.deps.config.defaults.limits.turn_timeout_minutes
+        assert turn.overrides["timeout_minutes"] == limit != 7
+
+
 async def test_each_run_begins_the_count_of_money_anew_and_carries_its_limits(tmp_path: Path) -> None:
     models = {"scripted-priced": {"model": "m", "provider": "scripted", "cost": {"input": 1, "output": 1}}}
     async with open_place(tmp_path, models=models) as place:

@@ -14,6 +14,7 @@ from oubliette.core.caller_results import result_of
 from oubliette.core.caller_tools import declaration
 from oubliette.core.model import EventType, RequestRow
 from oubliette.errors import RequestError, StoreError
+from oubliette.session import callers
 from oubliette.session.requests import MessageArgs, SpawnArgs, TurnArgs
 from oubliette.store import caller_tools, requests
 from tests.session.world import ADMIN, PROJECT, World, open_world
@@ -116,15 +117,14 @@ async def test_events_that_were_missed_are_made_up_for(tmp_path: Path, monkeypat
 async def test_a_store_that_cannot_be_read_for_a_moment_keeps_no_call_from_its_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    tried: list[str] = []
+
+    def unreadable(*_: object, **__: object) -> None:
+        tried.append("")
+        raise StoreError("read from the store: the disk is gone")
+
     async with open_world(tmp_path) as world:
         session_id = await at_work(world)
-
-        def unreadable(_tx: object) -> list[str]:
-            raise StoreError("read from the store: the disk is gone")
-
-        with monkeypatch.context() as broken:
-            broken.setattr(caller_tools, "principals", unreadable)
-            await at_work(world)  # offers tools as well
         async with trio.open_nursery() as nursery:
 
             async def call() -> None:
@@ -133,8 +133,15 @@ async def test_a_store_that_cannot_be_read_for_a_moment_keeps_no_call_from_its_e
 
             nursery.start_soon(call)
             await waiting(world, session_id)
-            with trio.fail_after(10):
+            monkeypatch.setattr(callers, "TROUBLE_SECONDS", 0.01)
+            monkeypatch.setattr("oubliette.session.feed.STREAM_BACKLOG_EVENTS", 0)
+            with monkeypatch.context() as broken:
+                broken.setattr(callers, "_requests", unreadable)
+                broken.setattr(caller_tools, "ended_principals", unreadable)
                 await world.tree.interrupt(ADMIN, session_id)
+                with trio.fail_after(5):
+                    while len(tried) < 4:
+                        await trio.sleep(0.005)  # both try again
 
 
 async def test_a_message_to_a_session_that_has_ended_finds_its_tools_again(tmp_path: Path) -> None:

@@ -52,4 +52,3 @@ async def test_what_is_asked_all_the_time_reads_what_is_open_and_not_what_has_en
 
     found = await store.read(plan)
     assert any(index in line for line in found), found
-    assert not any("sessions_by_age" in line or "sessions_by_project" in line for line in found), found

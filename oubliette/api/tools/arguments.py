@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
@@ -111,15 +111,18 @@ def as_arguments(raw: object) -> dict[str, Any]:
     return {str(name): value for name, value in raw.items() if not str(name).startswith("_")}
 
 
-def parse(tool: str, action: str, model: type[A], given: Mapping[str, Any]) -> A:
-    """Check and convert the arguments of one action. Raises RequestError naming the field."""
+def parse(tool: str, action: str, model: type[A], given: Mapping[str, Any], *, hidden: Collection[str] = ()) -> A:
+    """Check and convert the arguments of one action. Raises RequestError naming the field.
+
+    ``hidden``: arguments that this caller is not told of.
+    """
     specs = field_specs(model)
     what = f"{tool} {action}".strip()
     values: dict[str, Any] = {}
     for name, value in given.items():
         spec = specs.get(name)
         if spec is None:
-            raise _unknown(what, name, specs)
+            raise _unknown(what, name, [one for one in specs if one not in hidden])
         if value is not None:
             values[name] = _converted(spec, value)
         elif model.keeps_null and spec.nullable:
@@ -137,9 +140,9 @@ def _hint(spec: FieldSpec) -> str:
     return f"{spec.name}: {spec.doc}." if spec.doc else ""
 
 
-def _unknown(what: str, name: str, specs: Mapping[str, FieldSpec]) -> RequestError:
-    near = difflib.get_close_matches(name[:64], specs, n=1, cutoff=0.6)
-    hint = f"Did you mean {near[0]}?" if near else f"It takes {', '.join(specs)}."
+def _unknown(what: str, name: str, known: Sequence[str]) -> RequestError:
+    near = difflib.get_close_matches(name[:64], known, n=1, cutoff=0.6)
+    hint = f"Did you mean {near[0]}?" if near else f"It takes {', '.join(known)}."
     return RequestError(
         "invalid_argument", f"{what} has no argument {shown(name)}.", field=shown(name).strip("'"), hint=hint
     )

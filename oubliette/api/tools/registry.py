@@ -243,16 +243,17 @@ class Registry:
             if old in given and new not in given and old not in fields and new in fields:
                 given[new] = given.pop(old)
         specs = arguments.field_specs(action.args)
+        hidden = {name for name, spec in specs.items() if not usable(spec.only, principal)}
         for name in given:
-            only = specs[name].only if name in specs else None
-            if not usable(only, principal):
+            if name in hidden:
+                only = specs[name].only
                 raise RequestError(
                     "permission_denied",
                     f"{name} is not for this principal ({principal.scope}).",
                     field=name,
                     hint="It needs an admin token." if only == "admin" else "",
                 )
-        return arguments.parse(action.tool, action.name, action.args, given)
+        return arguments.parse(action.tool, action.name, action.args, given, hidden=hidden)
 
     async def _run(self, call: Call, action: Action, args: Args) -> Outcome:
         try:

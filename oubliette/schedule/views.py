@@ -112,4 +112,5 @@ def usage_of(tx: Tx, row: RunRow) -> Json:
     """What its session's tree has used since the run started."""
     session = sessions.get(tx, row.session_id) if row.session_id is not None else None
     root_id = session.root_id if session is not None else row.session_id or ""
-    return model_requests.tree_usage(tx, root_id, row.started_at).as_json()
+    since = row.started_at or row.claimed_at
+    return model_requests.run_usage(tx, row.project_id, root_id, since).as_json()

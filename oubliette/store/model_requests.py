@@ -61,10 +61,14 @@ def turn_usage(tx: Tx, session_id: str, turn: int) -> ModelUsage:
     return _sum(tx, "WHERE session_id = ? AND turn = ?", session_id, turn)
 
 
-def tree_usage(tx: Tx, root_id: str, since: datetime | None = None) -> ModelUsage:
-    if since is None:
-        return _sum(tx, "WHERE root_id = ?", root_id)
-    return _sum(tx, "WHERE root_id = ? AND ts >= ?", root_id, to_micros(since))
+def tree_usage(tx: Tx, root_id: str) -> ModelUsage:
+    return _sum(tx, "WHERE root_id = ?", root_id)
+
+
+def run_usage(tx: Tx, project_id: str, root_id: str, since: datetime) -> ModelUsage:
+    """Of a tree since then: found among what its project has asked since, because the tree may be years old."""
+    found = "WHERE project_id = ? AND ts >= ? AND +root_id = ?"
+    return _sum(tx, found, project_id, to_micros(since), root_id)
 
 
 def project_usage(tx: Tx, project_id: str, since: datetime | None = None) -> ModelUsage:

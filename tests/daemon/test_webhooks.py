@@ -49,7 +49,7 @@ async def test_what_happened_is_told_after_a_kill_although_the_receiver_was_down
                         one[0] for one in kinds
                     }:
                         break
-                    await receiver.until(len(receiver.received) + 1)
+                    await receiver.until(len(receiver.received) + 1, seconds=100)  # a third attempt is 30 s off
             async with httpx.AsyncClient() as client:
                 metrics = (await client.get(f"{daemon.url}/metrics")).text
     assert 'oubliette_webhook_notices_total{outcome="delivered",receiver="ci"}' in metrics

@@ -77,9 +77,9 @@ class Receiver:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}/hook?who=us"
 
-    async def until(self, count: int) -> list[Received]:
+    async def until(self, count: int, seconds: float = 20) -> list[Received]:
         """Wait until so many requests have come."""
-        with trio.fail_after(20):
+        with trio.fail_after(seconds):
             while len(self.received) < count:
                 await self._news.wait()
                 self._news = trio.Event()

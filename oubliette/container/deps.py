@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
+
+import trio
 
 from oubliette.container.layout import Ground
 from oubliette.container.ready import AgentLauncher, Listen
@@ -17,6 +19,10 @@ from oubliette.store.database import Store
 ContainerCode = Literal[
     "container_starting", "container_ready", "container_lost", "agent_restarted", "hibernated", "woken"
 ]
+STARTS_AT_ONCE = 8
+"""Containers of a daemon that are being started side by side. A morning's schedules may want hundreds: begun together,
+none of them would be up within its patience."""
+
 Notify = Callable[[ContainerRow, ContainerCode, Json], None]
 """Told of each change once its row is written. Must not block."""
 
@@ -68,3 +74,5 @@ class OwnerDeps:
     now: Callable[[], datetime]
     fresh_hex: Callable[[int], str]
     tuning: Tuning = Tuning()
+    starting: trio.Semaphore = field(default_factory=lambda: trio.Semaphore(STARTS_AT_ONCE))
+    """Held from a container's making to its relay's first word."""

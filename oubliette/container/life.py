@@ -72,13 +72,16 @@ class Life:
         directory = await trio.to_thread.run_sync(directories.prepare, self._deps.ground, row)
         async with self._deps.listen(row.container_id, directory, uid=self._deps.ground.uid) as link:
             keeper = self._keeper = AgentKeeper(self._owner, project, link, directory)
-            if spec is not None:
-                await trio.to_thread.run_sync(directories.check_sources, spec.mounts)
-                await keeper.put_files()
-                await runtime.create(spec)
-                await self._owner.save(state=ContainerState.STARTING)
-                await runtime.start(spec.name)
-            info = await self._first_dial(link)
+            if spec is None:
+                info = await self._first_dial(link)
+            else:
+                async with self._deps.starting:
+                    await trio.to_thread.run_sync(directories.check_sources, spec.mounts)
+                    await keeper.put_files()
+                    await runtime.create(spec)
+                    await self._owner.save(state=ContainerState.STARTING)
+                    await runtime.start(spec.name)
+                    info = await self._first_dial(link)
             row = await self._owner.save(
                 state=ContainerState.STARTING, spec={**self._row.spec, "enforced": list(info.enforced)}
             )

@@ -12,6 +12,7 @@ import pytest
 import trio
 import trio.testing
 
+from oubliette.container import deps
 from oubliette.container.layout import Place, run_dir
 from oubliette.container.owner import Owner
 from oubliette.container.ready import ReadyContainer
@@ -95,6 +96,27 @@ async def test_workspaces_have_containers_of_their_own(tmp_path: Path) -> None:
                 assert one.row.container_id != two.row.container_id
                 assert one.row.capability != two.row.capability
                 assert (await fake(one).say("x"))[0] != (await fake(two).say("x"))[0]
+        assert len(w.runtime.running()) == 2
+
+
+async def test_only_so_many_are_started_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deps, "STARTS_AT_ONCE", 1)
+    async with world(tmp_path) as w, w.daemon() as served:
+        go = w.runtime.hold["start"] = trio.Event()
+        reached = w.runtime.seen["start"] = trio.Event()
+
+        async def use(workspace_id: str) -> None:
+            async with served.lease("p1", workspace_id):
+                pass
+
+        with trio.fail_after(PATIENCE):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(use, "w1")
+                nursery.start_soon(use, "w2")
+                await reached.wait()
+                await trio.testing.wait_all_tasks_blocked(0.05)
+                assert w.runtime.calls.count("create") == 1
+                go.set()
         assert len(w.runtime.running()) == 2
 
 

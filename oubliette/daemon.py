@@ -197,6 +197,7 @@ class _Daemon:
             fresh_hex=clock.fresh_hex,
             message_id=new_message_id,
             budget_changed=lambda root_id: self.gateway.budget_changed(root_id=root_id),
+            public_text=lambda text: text.replace(str(home.root), "<home>"),
         )
         self.tree = SessionTree(
             deps,

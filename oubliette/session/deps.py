@@ -70,3 +70,5 @@ class Deps:
     budget_changed: Callable[[str], None] = lambda _root_id: None
     """(root_id): another limit of the tree is written; what waits for it may look again."""
     snapshots: SnapshotDesk = field(default_factory=SnapshotDesk)
+    public_text: Callable[[str], str] = str
+    """An error's words as callers may read them: without the host's paths."""

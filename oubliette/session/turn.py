@@ -302,9 +302,13 @@ class TurnDriver:
     def _failed_end(self, error: OublietteError) -> TurnEnd:
         if isinstance(error, AgentUnreachable):
             return self._lost_end(str(error))
+        shown = {
+            name: self._deps.public_text(value) if isinstance(value, str) else value
+            for name, value in error.as_json().items()
+        }
         if isinstance(error, ContainerExited):
-            return TurnEnd(Outcome.INTERRUPTED, error=error.as_json(), reason=Reason.CONTAINER_LOST)
-        return TurnEnd(Outcome.FAILED, error=error.as_json())
+            return TurnEnd(Outcome.INTERRUPTED, error=shown, reason=Reason.CONTAINER_LOST)
+        return TurnEnd(Outcome.FAILED, error=shown)
 
     def _stopped_end(self) -> TurnEnd:
         if self._stopping is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -10,7 +12,8 @@ import pytest
 import trio
 
 from oubliette.core.model import EventType, Outcome, SessionStatus
-from oubliette.errors import RequestError
+from oubliette.errors import ContainerError, RequestError
+from oubliette.session.deps import Deps, ReadyContainer
 from oubliette.store import requests
 from tests.session.world import ADMIN, open_world
 
@@ -96,6 +99,23 @@ async def test_a_failed_model_fails_the_turn_and_leaves_the_session_idle(tmp_pat
         assert done["outcome"] == "failed"
         assert done["error"]["code"] == "model_error"
         assert done["status"] == "idle"
+
+
+async def test_a_turn_whose_container_does_not_start_says_why_without_the_hosts_paths(tmp_path: Path) -> None:
+    def broken(project_id: str, workspace_id: str) -> AbstractAsyncContextManager[ReadyContainer]:
+        raise ContainerError(
+            "start a container: /srv/secret-place/run/c/1: no room", hint="Make room in /srv/secret-place."
+        )
+
+    def adjust(deps: Deps) -> Deps:
+        return replace(deps, lease=broken, public_text=lambda text: text.replace("/srv/secret-place", "<home>"))
+
+    async with open_world(tmp_path, adjust=adjust) as world:
+        [done] = await world.settle(await world.new("say hello"))
+        assert done["outcome"] == "failed"
+        assert done["error"]["message"] == "start a container: <home>/run/c/1: no room"
+        assert done["error"]["hint"] == "Make room in <home>."
+        assert not any("secret-place" in str(event.body) for event in await world.log(done["session_id"]))
 
 
 async def test_the_death_of_the_agent_interrupts_the_turn_and_the_session_goes_on(tmp_path: Path) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 
 from tests.daemon.harness import Daemon, Json, open_daemon
+from tests.daemon.scripts_for_agents import spawn
 
 pytestmark = [pytest.mark.daemon, pytest.mark.agent, pytest.mark.engine]
 
@@ -27,19 +27,6 @@ async def daemon(tmp_path: Path) -> AsyncIterator[Daemon]:
 
 def directive(tool: str, **arguments: object) -> str:
     return f"@tool oubliette_{tool} {json.dumps(arguments)}"
-
-
-async def spawn(daemon: Daemon, project: Json, script: str, **more: Any) -> str:
-    spawned = await daemon.call(
-        "session",
-        action="spawn",
-        project_id=project["project_id"],
-        message=script,
-        model="scripted",
-        new_session=True,
-        **more,
-    )
-    return str(spawned["session_id"])
 
 
 async def told(daemon: Daemon, session_id: str, *directives: str) -> list[Json]:

@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from tests.daemon.harness import Daemon, Json, open_daemon, ready, start
-from tests.daemon.test_children import TOOL, lines, tool
+from tests.daemon.scripts_for_agents import TOOL, lines, tool
 
 pytestmark = [pytest.mark.daemon, pytest.mark.agent]
 

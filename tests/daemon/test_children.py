@@ -5,25 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.daemon.harness import Daemon, Json, open_daemon, ready, start
+from tests.daemon.scripts_for_agents import TOOL, below, lines, spawn, tool
 
 pytestmark = [pytest.mark.daemon, pytest.mark.agent, pytest.mark.engine]
 
-TOOL = "oubliette_session"
 SETTLE_SECONDS = 150
-
-
-def tool(**arguments: object) -> str:
-    """One directive line: a call of the agent's own session tool."""
-    return f"@tool {TOOL} {json.dumps(arguments)}"
-
-
-def lines(*directives: str) -> str:
-    return "\n".join(directives)
 
 
 @pytest.fixture
@@ -39,25 +29,6 @@ async def daemon(request: pytest.FixtureRequest, tmp_path: Path, engine_host: st
     environment = {"DOCKER_HOST": engine_host} if runtime == "docker" else {}
     async with open_daemon(home, config, environment=environment) as daemon:
         yield daemon
-
-
-async def spawn(daemon: Daemon, project: Json, script: str, **more: Any) -> str:
-    spawned = await daemon.call(
-        "session",
-        action="spawn",
-        project_id=project["project_id"],
-        message=script,
-        model="scripted",
-        new_session=True,
-        **more,
-    )
-    return str(spawned["session_id"])
-
-
-async def below(daemon: Daemon, parent: str) -> list[Json]:
-    """Its direct children, oldest first."""
-    found = await daemon.call("session", action="list", parent_id=parent, limit=200, detail="full")
-    return list(reversed(found["sessions"]))
 
 
 async def outputs(daemon: Daemon, session_id: str) -> list[Json]:

@@ -13,10 +13,10 @@ import trio
 
 from tests.daemon.harness import Daemon, Json, open_daemon, ready, start
 from tests.daemon.processes import running
+from tests.daemon.scripts_for_agents import TOOL, tool
 
 pytestmark = [pytest.mark.daemon, pytest.mark.agent, pytest.mark.engine]
 
-TOOL = "oubliette_session"
 SETTLE_SECONDS = 150
 
 
@@ -26,10 +26,6 @@ async def daemon(tmp_path: Path) -> AsyncIterator[Daemon]:
     home.mkdir()
     async with open_daemon(home, {"server": {"address": "127.0.0.1:0"}, "runtime": "bubblewrap"}) as daemon:
         yield daemon
-
-
-def tool(**arguments: object) -> str:
-    return f"@tool {TOOL} {json.dumps(arguments)}"
 
 
 def bash(command: str) -> str:

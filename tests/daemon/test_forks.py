@@ -5,30 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import trio
 
 from tests.daemon.harness import Daemon, Json, open_daemon, ready, start
+from tests.daemon.scripts_for_agents import below, lines, spawn, tool
 
 pytestmark = [pytest.mark.daemon, pytest.mark.agent, pytest.mark.engine]
 
-TOOL = "oubliette_session"
 SETTLE_SECONDS = 150
 GIT = "git -c user.name=agent -c user.email=agent@example.org"
 
 
-def tool(**arguments: object) -> str:
-    return f"@tool {TOOL} {json.dumps(arguments)}"
-
-
 def bash(command: str) -> str:
     return f"@tool bash {json.dumps({'command': command, 'description': 'work'})}"
-
-
-def lines(*directives: str) -> str:
-    return "\n".join(directives)
 
 
 @pytest.fixture
@@ -46,29 +37,10 @@ async def daemon(request: pytest.FixtureRequest, tmp_path: Path, engine_host: st
         yield daemon
 
 
-async def spawn(daemon: Daemon, project: Json, script: str, **more: Any) -> str:
-    spawned = await daemon.call(
-        "session",
-        action="spawn",
-        project_id=project["project_id"],
-        message=script,
-        model="scripted",
-        new_session=True,
-        **more,
-    )
-    return str(spawned["session_id"])
-
-
 async def say(daemon: Daemon, session_id: str, script: str) -> Json:
     """One more turn; how it ended."""
     await daemon.call("session", action="message", session_id=session_id, message=script)
     return await daemon.settle(session_id, timeout_seconds=SETTLE_SECONDS)
-
-
-async def below(daemon: Daemon, parent: str) -> list[Json]:
-    """Its direct children, oldest first."""
-    found = await daemon.call("session", action="list", parent_id=parent, limit=200, detail="full")
-    return list(reversed(found["sessions"]))
 
 
 async def answers(daemon: Daemon, session_id: str) -> list[Json]:

@@ -10,15 +10,12 @@ import pytest
 from oubliette import launcher
 from oubliette.api.tools import progress
 from tests.daemon.in_process import Client, inside
+from tests.daemon.scripts_for_agents import tool
 
 pytestmark = [pytest.mark.daemon, pytest.mark.agent, pytest.mark.engine]
 
 AGENT_PATIENCE_MS = 3000
 CHILD_SECONDS = 9
-
-
-def tool(**arguments: object) -> str:
-    return f"@tool oubliette_session {json.dumps(arguments)}"
 
 
 @pytest.mark.parametrize("told", [True, False])

@@ -15,8 +15,10 @@ from oubliette.store.database import Tx
 
 def of(tx: Tx, principal: Principal) -> str | None:
     """The token that answers for what this principal leaves running; None: the operator, whose own token for the
-    command line changes with every start of the daemon."""
+    command line changes with every start of the daemon. Raises RequestError permission_denied for anybody else."""
     token_id = principal.grant or (principal.id if principal.kind == "token" else None)
+    if token_id is None and principal.kind != "local":
+        raise RequestError("permission_denied", f"A {principal.kind} may not leave schedules running.")
     row = tokens.get(tx, token_id) if token_id is not None else None
     return None if row is not None and row.kind == "cli" else token_id
 

@@ -6,8 +6,11 @@ from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
+import pytest
+
 from oubliette.core.model import Json
 from oubliette.core.principals import LOCAL, Principal, Scope, TokenRow
+from oubliette.errors import RequestError
 from oubliette.schedule.requests import ScheduleChanges, TargetArgs
 from oubliette.store import projects, schedules, tokens, webhooks
 from oubliette.store.database import Tx
@@ -136,6 +139,14 @@ async def test_the_operators_own_token_may_change_with_every_start(tmp_path: Pat
         place.clock.advance(hours=1)
         for one in (schedule_id, by_daemon):
             assert (await place.ended(one))[0]["status"] == "succeeded"
+
+
+async def test_nobody_but_a_token_or_the_operator_leaves_a_schedule_running(tmp_path: Path) -> None:
+    async with open_place(tmp_path) as place:
+        agent = Principal("agent", "gogol_1", "agent", Scope("admin"))
+        with pytest.raises(RequestError, match="may not leave schedules running"):
+            await place.create(principal=agent)
+        assert not (await place.schedules.list_page(ADMIN, project_id=None, limit=10, cursor=None))["schedules"]
 
 
 async def test_a_deleted_project_takes_its_targets_and_pauses_what_has_no_other(tmp_path: Path) -> None:
